@@ -1,0 +1,50 @@
+# Every target runs from a clean clone: the virtual environment is made from the lock when it is missing or old.
+PY ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+ARGS ?=
+
+.PHONY: quickstart test check fast lint types bench docs lock clean debian
+
+$(UV):
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.run: requirements.lock pyproject.toml | $(UV)
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.run
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	touch $@
+
+quickstart: $(VENV)/.run  ## install, start the mesh, deploy real models, ask them; Ctrl-C stops it (ARGS=--exit: stops by itself)
+	$(BIN)/python -m examples.quickstart $(ARGS)
+
+check: $(VENV)/.dev  ## format, lint, types, import contracts, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest -q tests/unit -n 2
+
+test: check debian  ## everything
+	$(BIN)/pytest -q tests/contract tests/component tests/system
+
+debian:  ## Debian packages that tests need; needs root, says so otherwise
+	@scripts/debian-packages
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench $(ARGS)
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m scripts.docs
+
+lock: | $(UV)  ## resolve anew; hashes, no addresses
+	scripts/lock $(UV)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Decisions. Pure functions of (picture, now) that return what, why, and when to look again."""
