@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
-API_VERSION = "msm/v1"
+API_VERSION: Final = "msm/v1"
 DEFAULT_NAMESPACE = "default"
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,62})$"
@@ -28,8 +28,8 @@ def is_name(text: str) -> bool:
 class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel"):
     """Name, namespace and free labels of an object.
 
-    `resource_version` is the store revision the caller saw: given on a write, the write succeeds only if the object
-    has not changed since (optimistic concurrency). `generation` counts accepted changes of the spec, from 1.
+    `resource_version` is the store revision the caller saw: given on a write, the write succeeds only if the
+    object has not changed since (optimistic concurrency). `generation` counts accepted changes of the spec, from 1.
     """
 
     name: str
@@ -55,7 +55,9 @@ class ObjectKey:
         return f"{self.kind.lower()}/{prefix}{self.name}"
 
 
-class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel", omit_defaults=True):
+class Base(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel", omit_defaults=True
+):
     """Base of all declared and observed types: immutable, strict, camelCase outside, snake_case inside."""
 
 

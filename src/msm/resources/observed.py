@@ -12,7 +12,7 @@ CopyState = Literal["Queued", "Loading", "Ready", "Draining", "Unloading"]
 WorkerState = Literal["Starting", "Ready", "Backoff", "Stopping"]
 
 
-class CopyStatus(Base):
+class CopyStatus(Base, frozen=True):
     """One version in one worker."""
 
     version: str
@@ -27,7 +27,7 @@ class CopyStatus(Base):
     reason: str | None = None
 
 
-class WorkerStatus(Base):
+class WorkerStatus(Base, frozen=True):
     """One model process."""
 
     id: str
@@ -39,7 +39,7 @@ class WorkerStatus(Base):
     message: str | None = None
 
 
-class GatewayStatus(Base):
+class GatewayStatus(Base, frozen=True):
     """The node's Envoy."""
 
     pid: int | None
@@ -49,7 +49,7 @@ class GatewayStatus(Base):
     adopted: bool = False
 
 
-class NodeStatus(Base):
+class NodeStatus(Base, frozen=True):
     """A node as it sees itself. `used_bytes` counts what is ready, loading and not yet given back."""
 
     name: str
@@ -64,7 +64,7 @@ class NodeStatus(Base):
     adopted_workers: int = 0
 
 
-class Reason(Base):
+class Reason(Base, frozen=True):
     """One sentence of an explanation, with the numbers behind it."""
 
     about: str
@@ -72,7 +72,7 @@ class Reason(Base):
     data: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class Explanation(Base):
+class Explanation(Base, frozen=True):
     """Why an object is as it is: the state in a sentence, then what was decided and what was rejected."""
 
     subject: str

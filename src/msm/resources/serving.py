@@ -19,7 +19,7 @@ Datatype = Literal[
 Weight = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
-class Tensor(Base):
+class Tensor(Base, frozen=True):
     """One input or output: `shape` holds a dimension each, -1 for one that may vary."""
 
     name: str
@@ -28,19 +28,19 @@ class Tensor(Base):
     optional: bool = False
 
 
-class Signature(Base):
+class Signature(Base, frozen=True):
     """The named tensors that a version takes and gives."""
 
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
 
 
-class VersionSpec(Base):
+class VersionSpec(Base, frozen=True):
     """One immutable version: the artifact and how to run it.
 
-    `format` and `signature` are found by looking at the artifact when they are not given. `digest` is recorded at
-    the first fetch when it is not given. `trusted` allows formats that run code while loading (pickle, joblib,
-    Python classes).
+    `format` and `signature` are found by looking at the artifact when they are not given. `digest` is recorded
+    at the first fetch when it is not given. `trusted` allows formats that run code while loading (pickle,
+    joblib, Python classes).
     """
 
     name: str
@@ -52,38 +52,39 @@ class VersionSpec(Base):
     signature: Signature | None = None
 
 
-class SplitEntry(Base):
+class SplitEntry(Base, frozen=True):
     """A share of the traffic, in per cent. The weights of a split sum to 100."""
 
     version: str
     weight: Weight
 
 
-class Sticky(Base):
+class Sticky(Base, frozen=True):
     """The unit that stays with its version: requests with the same value of this header."""
 
     header: str
 
 
-class Mirror(Base):
+class Mirror(Base, frozen=True):
     """A copy of some requests goes to `version`; its answers are dropped."""
 
     version: str
     percent: Weight
 
 
-class Traffic(Base):
-    """Which versions answer. Without a split all requests go to alias `stable`, else to the newest version."""
+class Traffic(Base, frozen=True):
+    """Which versions answer. Without a split it is the one of alias `stable`, else the newest version."""
 
     split: tuple[SplitEntry, ...] = ()
     sticky: Sticky | None = None
     mirror: Mirror | None = None
 
 
-class Scaling(Base):
+class Scaling(Base, frozen=True):
     """Bounds and wishes for the number of copies of each version.
 
-    `min` 0 means lazy: loaded by the first request, unloaded after `idle_seconds` without one or when room is needed.
+    `min` 0 means lazy: loaded by the first request, unloaded after `idle_seconds` without one or when room is
+    needed.
     """
 
     min: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
@@ -93,11 +94,11 @@ class Scaling(Base):
     idle_seconds: Annotated[float, msgspec.Meta(ge=1)] = 900.0
 
 
-class ModelSpec(Base):
+class ModelSpec(Base, frozen=True):
     """What a person declares about a model service.
 
-    `idempotent` false switches off the replay of a request whose worker died. `timeout_seconds` bounds one request.
-    `max_queue` bounds the requests that wait for a cold version.
+    `idempotent` false switches off the replay of a request whose worker died. `timeout_seconds` bounds one
+    request. `max_queue` bounds the requests that wait for a cold version.
     """
 
     versions: tuple[VersionSpec, ...]
@@ -112,11 +113,11 @@ class ModelSpec(Base):
 VersionPhase = Literal["Pending", "Fetching", "Probing", "Valid", "Failed"]
 
 
-class VersionStatus(Base):
+class VersionStatus(Base, frozen=True):
     """What the mesh found out about a version.
 
-    `Valid` means: fetched, digest checked, loaded once in a probation process and measured there. Whether copies are
-    loaded right now is the nodes' knowledge, not part of this record.
+    `Valid` means: fetched, digest checked, loaded once in a probation process and measured there. Whether copies
+    are loaded right now is the nodes' knowledge, not part of this record.
     """
 
     phase: VersionPhase
@@ -131,8 +132,8 @@ class VersionStatus(Base):
     message: str | None = None
 
 
-class ModelStatus(Base):
-    """Per version what was found, and the split that is in force (it follows `spec.traffic` once that is servable)."""
+class ModelStatus(Base, frozen=True):
+    """Per version what was found, and the split in force (it follows `spec.traffic` once that is servable)."""
 
     observed_generation: int = 0
     versions: dict[str, VersionStatus] = msgspec.field(default_factory=dict)
