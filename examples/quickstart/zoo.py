@@ -64,9 +64,7 @@ def iris(folder: Path) -> Case:
 
         skops.io.dump(model, path)
     rows = data.data[[0, 60, 120]]
-    return Case(
-        "iris", "scikit-learn pipeline, iris flowers", path, {"input-0": rows}, "predict", model.predict(rows)
-    )
+    return Case("iris", "scikit-learn pipeline, iris flowers", path, {"input-0": rows}, "predict", model.predict(rows))
 
 
 def breast_cancer(folder: Path) -> Case:
@@ -85,9 +83,7 @@ def breast_cancer(folder: Path) -> Case:
     booster = xgboost.Booster(model_file=path)
     rows = test[:4].astype(np.float32)
     expected = booster.inplace_predict(rows)
-    return Case(
-        "breast-cancer", "XGBoost classifier, tumour diagnosis", path, {"input-0": rows}, "predict", expected
-    )
+    return Case("breast-cancer", "XGBoost classifier, tumour diagnosis", path, {"input-0": rows}, "predict", expected)
 
 
 def digits(folder: Path) -> Case:
@@ -129,7 +125,13 @@ def readability(folder: Path) -> Case:
     inputs = {"text": np.array([text.encode() for text in texts], dtype=object)}
     expected = np.array([reading_ease(text) for text in texts])
     return Case(
-        "readability", "Python class, Flesch reading ease", path, inputs, "reading_ease", expected, trusted=True
+        "readability",
+        "Python class, Flesch reading ease",
+        path,
+        inputs,
+        "reading_ease",
+        expected,
+        trusted=True,
     )
 
 
@@ -156,7 +158,13 @@ def file_type(folder: Path) -> Case:
     if guessed != "python":
         raise RuntimeError(f"the pretrained network takes this file for {guessed!r}, not for Python")
     return Case(
-        "file-type", "pretrained network (Magika), file types", path, {source: row}, target, expected, labels=labels
+        "file-type",
+        "pretrained network (Magika), file types",
+        path,
+        {source: row},
+        target,
+        expected,
+        labels=labels,
     )
 
 

@@ -61,7 +61,7 @@ class CatalogView:
         return self._revision
 
     def on_change(self, listener: Listener) -> None:
-        """`listener(key)` is called after each change of that model, in order, from the event loop; it must not block."""
+        """`listener(key)` is called after each change of that model, in order; it must not block."""
         self._listeners.append(listener)
 
     async def sync(self) -> None:

@@ -45,9 +45,7 @@ class InvalidInput(MsmError):
 
     reason = "invalid_input"
 
-    def __init__(
-        self, message: str, *, reason: str | None = None, problems: Sequence[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, message: str, *, reason: str | None = None, problems: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message, reason=reason)
         self.problems = tuple(problems)
 

@@ -1,14 +1,15 @@
 """What residency decisions see of one node: workers, copies, wishes, memory. Plain values, no behaviour.
 
-The shell keeps these values current one by one and hands them over as they are; a decision reads them and changes
-nothing. Aggregates (a worker's memory, the node's used bytes) are part of the picture, so that deciding about one
-version does not need a walk over all copies. All moments are seconds of one monotonic clock.
+The shell keeps these values current one by one and hands them over as they are; a decision reads them and
+changes nothing. Aggregates (a worker's memory, the node's used bytes) are part of the picture, so that
+deciding about one version does not need a walk over all copies. All moments are seconds of one monotonic
+clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msm.resources.observed import CopyState
 from msm.resources.serving import VersionKey
@@ -20,8 +21,9 @@ NEVER = float("-inf")
 class WorkerView:
     """One model process.
 
-    `memory_bytes`, `in_flight` and `loads` are the sums over its copies: bytes charged, requests being executed, and
-    loads in progress (`background` of them for nobody who waits). `dedicated` names the only version it may hold.
+    `memory_bytes`, `in_flight` and `loads` are the sums over its copies: bytes charged, requests being
+    executed, and loads in progress (`background` of them for nobody who waits). `dedicated` names the only
+    version it may hold.
     """
 
     id: str
@@ -35,7 +37,8 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class CopyView:
-    """One version in one worker. `memory_bytes` is charged from the decision to load until the memory is back.
+    """One version in one worker. `memory_bytes` is charged from the decision to load until the memory is
+    back.
 
     `last_used` is the end of the last request, or the moment it became ready when there was none.
     """
@@ -54,9 +57,9 @@ class CopyView:
 class Wanted:
     """What is declared and known about a version.
 
-    `memory_bytes` and `load_seconds` are the measured cost; None while the version is not measured. `valid` is false
-    until the version passed probation. `isolated` asks for a process of its own. `blocked_until` is set while the
-    version may not run at all (it crashes its workers), `blocked_why` says why in a sentence.
+    `memory_bytes` and `load_seconds` are the measured cost; None while the version is not measured. `valid`
+    is false until the version passed probation. `isolated` asks for a process of its own. `blocked_until` is
+    set while the version may not run at all (it crashes its workers), `blocked_why` says why in a sentence.
     """
 
     key: VersionKey
@@ -74,8 +77,8 @@ class Wanted:
 class Demand:
     """Why a version is wanted beyond its declared minimum.
 
-    `waiting` requests wait for it, the oldest since `since`. `keep` copies are wanted until `keep_until`: what was
-    warm when a worker died is made warm again.
+    `waiting` requests wait for it, the oldest since `since`. `keep` copies are wanted until `keep_until`:
+    what was warm when a worker died is made warm again.
     """
 
     waiting: int = 0
@@ -99,9 +102,9 @@ class Limits:
 
     `loads_per_worker` bounds the loads in progress in one worker; loads that nobody waits for take at most
     `background_loads_per_worker` of them, so that a waiting request always finds a free slot soon.
-    `most_tries` workers are tried for a version, a failure counts for `failure_memory_s` (half of it when a request
-    waits). A copy stays for `stay_loads` times its own load time, at least `stay_s`, before it makes room for others:
-    a request that just waited for it must be able to use it.
+    `most_tries` workers are tried for a version, a failure counts for `failure_memory_s` (half of it when a
+    request waits). A copy stays for `stay_loads` times its own load time, at least `stay_s`, before it makes
+    room for others: a request that just waited for it must be able to use it.
     """
 
     loads_per_worker: int = 4
@@ -116,8 +119,8 @@ class Limits:
 class Picture:
     """One node at one moment.
 
-    `attention` names the versions to decide about now; versions outside it are only looked at as candidates to make
-    room. `used_bytes` counts every copy of `copies`, in whatever state.
+    `attention` names the versions to decide about now; versions outside it are only looked at as candidates
+    to make room. `used_bytes` counts every copy of `copies`, in whatever state.
     """
 
     capacity_bytes: int
@@ -131,40 +134,24 @@ class Picture:
     limits: Limits = Limits()
 
 
-def picture_of(
-    capacity_bytes: int,
-    worker_ids: Collection[str],
-    copies: Collection[CopyView],
-    wanted: Collection[Wanted],
-    demand: Mapping[VersionKey, Demand] | None = None,
-    *,
-    failures: Mapping[VersionKey, tuple[FailedLoad, ...]] | None = None,
-    dedicated: Mapping[str, VersionKey] | None = None,
-    limits: Limits | None = None,
-) -> Picture:
-    """The picture with all aggregates summed up here and attention on every version: for simulations and dry runs."""
-    by_key: dict[VersionKey, tuple[CopyView, ...]] = {}
-    for copy in copies:
-        by_key[copy.key] = (*by_key.get(copy.key, ()), copy)
-    own = dedicated or {}
+def with_sums(picture: Picture) -> Picture:
+    """`picture` with its aggregates summed up from its copies, and attention on every version.
+
+    For simulations and dry runs; the agent keeps the sums as it goes.
+    """
+    copies = [copy for held in picture.copies.values() for copy in held]
     workers = tuple(
-        WorkerView(
-            id=worker,
-            memory_bytes=sum(c.memory_bytes for c in copies if c.worker == worker),
-            in_flight=sum(c.in_flight for c in copies if c.worker == worker),
-            loads=sum(c.worker == worker and c.state == "Loading" for c in copies),
-            dedicated=own.get(worker),
+        replace(
+            worker,
+            memory_bytes=sum(c.memory_bytes for c in copies if c.worker == worker.id),
+            in_flight=sum(c.in_flight for c in copies if c.worker == worker.id),
+            loads=sum(c.worker == worker.id and c.state == "Loading" for c in copies),
         )
-        for worker in worker_ids
+        for worker in picture.workers
     )
-    return Picture(
-        capacity_bytes=capacity_bytes,
-        used_bytes=sum(c.memory_bytes for c in copies),
+    return replace(
+        picture,
         workers=workers,
-        copies=by_key,
-        wanted={w.key: w for w in wanted},
-        attention=sorted({w.key for w in wanted} | set(by_key)),
-        demand=demand or {},
-        failures=failures or {},
-        limits=limits or Limits(),
+        used_bytes=sum(copy.memory_bytes for copy in copies),
+        attention=sorted(set(picture.wanted) | set(picture.copies)),
     )

@@ -1,7 +1,7 @@
 """What to do about workers that crash or hang, and about the versions that make them. Pure decisions.
 
-The shell reports what it saw (a worker died, these versions were executing); these functions say how long to wait
-before the next start, whom to blame and what follows for the blamed.
+The shell reports what it saw (a worker died, these versions were executing); these functions say how long to
+wait before the next start, whom to blame and what follows for the blamed.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ class Verdict:
 def judge(crashes: Sequence[Crash], now: float) -> Verdict:
     """The verdict about a version from its crashes, oldest first.
 
-    Two deaths within a minute: a process of its own, until 15 minutes passed without a crash. Five certain ones within
-    10 minutes: CrashLoop, no traffic for 15 minutes. Only deaths in which nothing else was executing count for the
-    latter, so that a neighbour of a crashing version is moved away from it but never blocked.
+    Two deaths within a minute: a process of its own, until 15 minutes passed without a crash. Five certain
+    ones within 10 minutes: CrashLoop, no traffic for 15 minutes. Only deaths in which nothing else was
+    executing count for the latter, so that a neighbour of a crashing version is moved away from it but never
+    blocked.
     """
     recent = [crash for crash in crashes if crash.at > now - FORGET_S]
     if not recent:
@@ -145,9 +146,9 @@ class Liveness:
 def hangs(silent_s: float, hung: Sequence[str], hang_s: float) -> Liveness:
     """Whether a worker must be replaced.
 
-    `silent_s` is the time since its event loop last answered or, if later, since it was first asked after an answer;
-    `hung` are the versions it reports to be executing for longer than their own limit (a thread cannot be ended, so
-    the process is).
+    `silent_s` is the time since its event loop last answered or, if later, since it was first asked after an
+    answer; `hung` are the versions it reports to be executing for longer than their own limit (a thread
+    cannot be ended, so the process is).
     """
     if silent_s >= hang_s:
         return Liveness(True, f"it did not answer for {silent_s:.1f} s (limit {hang_s:.1f} s)")

@@ -29,7 +29,8 @@ class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Name, namespace and free labels of an object.
 
     `resource_version` is the store revision the caller saw: given on a write, the write succeeds only if the
-    object has not changed since (optimistic concurrency). `generation` counts accepted changes of the spec, from 1.
+    object has not changed since (optimistic concurrency). `generation` counts accepted changes of the spec,
+    from 1.
     """
 
     name: str

@@ -38,9 +38,9 @@ class Signature(Base, frozen=True):
 class VersionSpec(Base, frozen=True):
     """One immutable version: the artifact and how to run it.
 
-    `format` and `signature` are found by looking at the artifact when they are not given. `digest` is recorded
-    at the first fetch when it is not given. `trusted` allows formats that run code while loading (pickle,
-    joblib, Python classes).
+    `format` and `signature` are found by looking at the artifact when they are not given. `digest` is
+    recorded at the first fetch when it is not given. `trusted` allows formats that run code while loading
+    (pickle, joblib, Python classes).
     """
 
     name: str
@@ -116,8 +116,8 @@ VersionPhase = Literal["Pending", "Fetching", "Probing", "Valid", "Failed"]
 class VersionStatus(Base, frozen=True):
     """What the mesh found out about a version.
 
-    `Valid` means: fetched, digest checked, loaded once in a probation process and measured there. Whether copies
-    are loaded right now is the nodes' knowledge, not part of this record.
+    `Valid` means: fetched, digest checked, loaded once in a probation process and measured there. Whether
+    copies are loaded right now is the nodes' knowledge, not part of this record.
     """
 
     phase: VersionPhase
@@ -133,7 +133,7 @@ class VersionStatus(Base, frozen=True):
 
 
 class ModelStatus(Base, frozen=True):
-    """Per version what was found, and the split in force (it follows `spec.traffic` once that is servable)."""
+    """Per version what was found, and the split in force: `spec.traffic` once that is servable."""
 
     observed_generation: int = 0
     versions: dict[str, VersionStatus] = msgspec.field(default_factory=dict)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable
+import unicodedata
 from typing import Any
 
 MOST_SHOWN = 80
+
+_UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def shown(value: Any) -> str:
@@ -21,21 +22,5 @@ def shown(value: Any) -> str:
 
 
 def has_control(text: str) -> bool:
-    """Whether `text` holds a control character, a line separator or a lone surrogate."""
-    return any(not char.isprintable() and not char.isspace() for char in text) or any(
-        char in text for char in "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029"
-    )
-
-
-def nearest(wanted: str, known: Iterable[str], most: int = 3) -> tuple[str, ...]:
-    """The names in `known` most like `wanted`, best first; a difference in case alone is always near."""
-    names = sorted(set(known))
-    folded = [name for name in names if name.casefold() == wanted.casefold() and name != wanted]
-    close = difflib.get_close_matches(wanted[:200], names, n=most, cutoff=0.6)
-    return tuple(dict.fromkeys([*folded, *close]))[:most]
-
-
-def did_you_mean(wanted: str, known: Iterable[str]) -> str:
-    """ "; did you mean …?" for the nearest name, or nothing."""
-    best = nearest(wanted, known, most=1)
-    return f"; did you mean {shown(best[0])}?" if best else ""
+    """Whether `text` holds a control character, a line or paragraph separator or a lone surrogate."""
+    return not text.isprintable() and any(unicodedata.category(char) in _UNWANTED for char in text)

@@ -1,8 +1,8 @@
-"""What the types cannot say: the rules between the parts of a resource, and between its old and its new form.
+"""What the types cannot say: rules between the parts of a resource, and between its old and its new form.
 
-The store calls `check` and `check_change` before it accepts a write, so no other layer has to doubt a model it
-reads. Every problem is a pair of a path ("$.spec.traffic.split[1].version") and a sentence that names the rule and
-the value. All problems are found at once. Nothing here looks at the world outside the two values.
+The store calls `check` and `check_change` before it accepts a write, so no other layer has to doubt a model
+it reads. Every problem is a pair of a path ("$.spec.traffic.split[1].version") and a sentence that names the
+rule and the value. All problems are found at once. Nothing here looks at the world outside the two values.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
+from msm.kit.nearest import hint, nearest
 from msm.resources.meta import MAX_LABELS, NAME_RULE, RESERVED_NAMES, Meta, is_name
 from msm.resources.serving import Model, ModelSpec, Scaling, Signature, Tensor, Traffic, VersionSpec
-from msm.resources.text import did_you_mean, has_control, shown
+from msm.resources.text import has_control, shown
 from msm.resources.uris import uri_problems
 
 Problem = tuple[str, str]
@@ -38,12 +39,14 @@ _LABEL_KEY_RULE = "1 to 127 of letters, digits, '.', '_', '-', '/', beginning wi
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _INTERNAL_HEADERS = ("x-msm-", "x-envoy-")
 _RESERVED_HEADERS = frozenset(
-    "authorization proxy-authorization cookie host connection content-length transfer-encoding te trailer upgrade "
-    "keep-alive".split()
-)
+    (
+        "authorization", "proxy-authorization", "cookie", "host", "connection", "content-length",
+        "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
+    )
+)  # fmt: skip
 
-# Fields of a version that never change while the version keeps its name. Some that were left to be found out may
-# be declared later.
+# Fields of a version that never change while the version keeps its name. Some that were left to be found out
+# may be declared later.
 _FIXED = ("uri", "format", "digest", "trusted", "parameters", "signature")
 _MAY_BE_ADDED = frozenset({"format", "digest", "signature"})
 
@@ -253,7 +256,7 @@ def _aliases(aliases: Mapping[str, str], versions: frozenset[str]) -> Iterator[P
 
 
 def _unknown_version(name: str, versions: frozenset[str]) -> str:
-    return f"version {shown(name)}, which the model does not have{did_you_mean(name, versions)}"
+    return f"version {shown(name)}, which the model does not have{hint(nearest(name, versions, most=1))}"
 
 
 def _traffic(traffic: Traffic, versions: frozenset[str]) -> Iterator[Problem]:

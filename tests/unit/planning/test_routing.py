@@ -84,7 +84,9 @@ def test_the_plan_carries_all_that_the_proxy_needs():
         namespace="team",
         aliases={"stable": "v1", "canary": "v2"},
         traffic=Traffic(
-            split=a_split(v1=90, v2=10), sticky=Sticky(header="x-user"), mirror=Mirror(version="v2", percent=5)
+            split=a_split(v1=90, v2=10),
+            sticky=Sticky(header="x-user"),
+            mirror=Mirror(version="v2", percent=5),
         ),
         idempotent=False,
         timeout_seconds=4,

@@ -1,0 +1,82 @@
+"""What a decoded inference request is, whatever protocol brought it; and the rules all protocols share. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from msm.kit.errors import InvalidInput
+from msm.runtime.protocols.tensors import Array
+
+MAX_ID: Final = 256
+MAX_TENSORS: Final = 1_000
+MAX_TIMEOUT_S: Final = 86_400.0
+
+
+class Sent(NamedTuple):
+    """One tensor as it came: the datatype that the caller named, and the values."""
+
+    datatype: str
+    array: Array
+
+
+class WantedOutput(NamedTuple):
+    """One output that the caller asks for; `binary` None leaves the form to the request's default."""
+
+    name: str
+    binary: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceCall:
+    """A decoded inference request.
+
+    `outputs` None means all outputs. `timeout_s` is the caller's own limit, if any. `binary` is the form of outputs
+    that do not say (REST only).
+    """
+
+    id: str
+    inputs: dict[str, Sent]
+    outputs: tuple[WantedOutput, ...] | None = None
+    timeout_s: float | None = None
+    binary: bool = False
+
+
+def check_id(text: str) -> None:
+    """Raises InvalidInput for a request id that is too long or could break a line of a log."""
+    if len(text) > MAX_ID or not text.isprintable():
+        raise InvalidInput(f"id must have at most {MAX_ID} characters, all printable", reason="invalid_id")
+
+
+def check_count(what: str, count: int) -> None:
+    """Raises InvalidInput when a request names more tensors than any model has."""
+    if count > MAX_TENSORS:
+        raise InvalidInput(
+            f"{count} {what} were sent, at most {MAX_TENSORS} are allowed", reason=f"too_many_{what}"
+        )
+
+
+def duplicate(what: str, name: str) -> InvalidInput:
+    """The error for an input or output that is named twice."""
+    return InvalidInput(f"{what} {name[:100]!r} is named twice", reason=f"duplicate_{what}")
+
+
+def timeout_of(parameters: Mapping[str, Any]) -> float | None:
+    """The caller's own limit in seconds from the request parameter `timeout` (microseconds), or None.
+
+    Also checks the types of `priority` and `sequence_id`, which the worker ignores. Unknown parameters are allowed.
+    """
+    for name, kinds in (("timeout", (int,)), ("priority", (int,)), ("sequence_id", (int, str))):
+        value = parameters.get(name)
+        if value is not None and (type(value) not in kinds):
+            wanted = " or ".join("integer" if kind is int else "string" for kind in kinds)
+            raise InvalidInput(f"parameter {name!r} must be of type {wanted}", reason="invalid_parameter")
+    timeout = parameters.get("timeout")
+    if timeout is None:
+        return None
+    if timeout <= 0:
+        raise InvalidInput(
+            f"parameter 'timeout' is {timeout}, it must be a number of microseconds above 0", reason="invalid_parameter"
+        )
+    return min(float(timeout) / 1e6, MAX_TIMEOUT_S)
