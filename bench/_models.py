@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-
 from onnx import TensorProto, helper, numpy_helper
 
 FEATURES = 4

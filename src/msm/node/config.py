@@ -113,7 +113,7 @@ class NodeSettings:
     parallel_probes: int = 1
     cache_bytes: int = 50 << 30
     log_bytes: int = 16 << 20
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     fetch: FetchSettings = FetchSettings()
 
     def check(self) -> None:

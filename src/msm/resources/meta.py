@@ -17,7 +17,7 @@ RESERVED_NAMES = frozenset({"v1", "v2", "health", "admin", "repository", "models
 MAX_LABELS = 64
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 def is_name(text: str) -> bool:
@@ -56,9 +56,7 @@ class ObjectKey:
         return f"{self.kind.lower()}/{prefix}{self.name}"
 
 
-class Base(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel", omit_defaults=True
-):
+class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel", omit_defaults=True):
     """Base of all declared and observed types: immutable, strict, camelCase outside, snake_case inside."""
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from typing import Any
 
 MOST_SHOWN = 80
 
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
 _UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
@@ -24,3 +26,8 @@ def shown(value: Any) -> str:
 def has_control(text: str) -> bool:
     """Whether `text` holds a control character, a line or paragraph separator or a lone surrogate."""
     return not text.isprintable() and any(unicodedata.category(char) in _UNWANTED for char in text)
+
+
+def child(path: str, key: str) -> str:
+    """The path of a field: `$.spec`, or `$.metadata.labels["a.b"]` for a key that is not a plain word."""
+    return f"{path}.{key}" if _PLAIN_KEY.fullmatch(key) else f"{path}[{shown(key)}]"

@@ -18,7 +18,7 @@ import msgspec
 from msm.kit.nearest import hint, nearest
 from msm.resources.meta import MAX_LABELS, NAME_RULE, RESERVED_NAMES, Meta, is_name
 from msm.resources.serving import Model, ModelSpec, Scaling, Signature, Tensor, Traffic, VersionSpec
-from msm.resources.text import has_control, shown
+from msm.resources.text import child, has_control, shown
 from msm.resources.uris import uri_problems
 
 Problem = tuple[str, str]
@@ -110,11 +110,11 @@ def _labels(path: str, labels: Mapping[str, str]) -> Iterator[Problem]:
             yield path, f"the label key {shown(key)} is not allowed: {_LABEL_KEY_RULE}"
         elif len(value) > MAX_LABEL_VALUE:
             yield (
-                f"{path}.{key}",
+                child(path, key),
                 f"the value is {len(value)} characters long; at most {MAX_LABEL_VALUE} are allowed",
             )
         elif has_control(value):
-            yield f"{path}.{key}", "the value holds a line break or another control character"
+            yield child(path, key), "the value holds a line break or another control character"
 
 
 def _annotations(path: str, annotations: Mapping[str, str]) -> Iterator[Problem]:
@@ -239,7 +239,7 @@ def _aliases(aliases: Mapping[str, str], versions: frozenset[str]) -> Iterator[P
         yield "$.spec.aliases", f"{len(aliases)} aliases are given; at most {MAX_ALIASES} are allowed"
         return
     for alias, target in aliases.items():
-        path = f"$.spec.aliases.{alias}" if is_name(alias) else "$.spec.aliases"
+        path = child("$.spec.aliases", alias)
         if not is_name(alias):
             yield path, f"the alias {shown(alias)} is not allowed: {NAME_RULE}"
         elif alias in versions:
@@ -265,9 +265,7 @@ def _traffic(traffic: Traffic, versions: frozenset[str]) -> Iterator[Problem]:
         total = sum(entry.weight for entry in traffic.split)
         if total != 100:
             yield f"{path}.split", f"the weights sum to {total}; they must sum to exactly 100"
-        yield from _repeated(
-            f"{path}.split", "version", "version", [entry.version for entry in traffic.split]
-        )
+        yield from _repeated(f"{path}.split", "version", "version", [entry.version for entry in traffic.split])
     for index, entry in enumerate(traffic.split):
         if entry.version not in versions:
             where = f"{path}.split[{index}].version"
@@ -314,9 +312,7 @@ def _scaling(scaling: Scaling) -> Iterator[Problem]:
     yield from _bounded(f"{path}.idleSeconds", scaling.idle_seconds, 1, 365 * 86_400, least_allowed=True)
 
 
-def _bounded(
-    path: str, value: float, least: float, most: float, *, least_allowed: bool = False
-) -> Iterator[Problem]:
+def _bounded(path: str, value: float, least: float, most: float, *, least_allowed: bool = False) -> Iterator[Problem]:
     above: Callable[[float], bool] = (
         (lambda number: number >= least) if least_allowed else (lambda number: number > least)
     )

@@ -60,9 +60,7 @@ def _check_keys(txn: Txn) -> None:
         if compare.key or not compare.prefix:
             check_key(compare.key)
         if isinstance(compare.wanted, bytes) != (compare.field == "value"):
-            raise InvalidTxn(
-                f"the {compare.field} of {show(compare.key)} cannot be compared with {compare.wanted!r}"
-            )
+            raise InvalidTxn(f"the {compare.field} of {show(compare.key)} cannot be compared with {compare.wanted!r}")
     for key in txn.reads:
         check_key(key)
 

@@ -74,9 +74,9 @@ BROKEN: list[tuple[str, Model, str, str]] = [
     ("no version", model(versions=[]), "$.spec.versions", "at least one"),
     ("many versions", model(versions=[version(f"v{i}") for i in range(1001)]), "$.spec.versions", "1001"),
     ("version twice", model(versions=[version("v1"), version("v1")]), "$.spec.versions[1].name", '"v1"'),
-    ("version name", model(versions=[version("V 1")]), "$.spec.versions[0].name", '"V 1"'),
+    ("version name", model(versions=[{**version("x"), "name": "V 1"}]), "$.spec.versions[0].name", '"V 1"'),
     ("format name", model(versions=[version("v1", format="ON NX")]), "$.spec.versions[0].format", "ON NX"),
-    ("alias name", model(aliases={"Stable!": "v1"}), "$.spec.aliases", "Stable!"),
+    ("alias name", model(aliases={"Stable!": "v1"}), '$.spec.aliases["Stable!"]', "Stable!"),
     ("alias like a version", model(aliases={"v2": "v1"}), "$.spec.aliases.v2", "name of a version"),
     ("alias to alias", model(aliases={"a": "b", "b": "v1"}), "$.spec.aliases.a", 'alias "b"'),
     ("alias to itself", model(aliases={"a": "a"}), "$.spec.aliases.a", 'alias "a"'),
@@ -149,21 +149,13 @@ BROKEN: list[tuple[str, Model, str, str]] = [
     ),
     (
         "tensor twice",
-        model(
-            versions=[
-                version("v1", signature={"inputs": [{"name": "x", "datatype": "FP32", "shape": [1]}] * 2})
-            ]
-        ),
+        model(versions=[version("v1", signature={"inputs": [{"name": "x", "datatype": "FP32", "shape": [1]}] * 2})]),
         "$.spec.versions[0].signature.inputs[1].name",
         '"x"',
     ),
     (
         "dimension",
-        model(
-            versions=[
-                version("v1", signature={"outputs": [{"name": "y", "datatype": "FP32", "shape": [-2]}]})
-            ]
-        ),
+        model(versions=[version("v1", signature={"outputs": [{"name": "y", "datatype": "FP32", "shape": [-2]}]})]),
         "$.spec.versions[0].signature.outputs[0].shape[0]",
         "-2",
     ),
@@ -275,9 +267,7 @@ def test_a_version_that_keeps_its_name_keeps_what_it_is(field: str, value: Any, 
 def test_what_was_left_open_may_be_declared_later_but_not_taken_back():
     bare, full = version("v1"), version("v1", digest=DIGEST, format="onnx", signature={"inputs": []})
     assert check_change(model(versions=[bare]), model(versions=[full])) == ()
-    fields = {
-        path.rsplit(".", 1)[1] for path, _ in check_change(model(versions=[full]), model(versions=[bare]))
-    }
+    fields = {path.rsplit(".", 1)[1] for path, _ in check_change(model(versions=[full]), model(versions=[bare]))}
     assert fields == {"digest", "format", "signature"}
 
 

@@ -275,8 +275,12 @@ def _refuse_doubled_keys(body: bytes, request: _Request) -> None:
             colons -= bytes(item.data).count(b":")
     if request.outputs is not msgspec.UNSET:
         keys += 1 + sum(1 + _keys(item.parameters) for item in request.outputs)
-    if colons != keys:
+    if colons == keys:
+        return
+    try:
         json.loads(body, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # what the strict decoder skipped can only be a doubled value
+        raise InvalidInput("a key is there twice in one JSON object", reason="duplicate_key") from error
 
 
 def _keys(parameters: _Parameters | msgspec.UnsetType) -> int:

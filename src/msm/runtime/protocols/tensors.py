@@ -68,7 +68,8 @@ def element_count(shape: Sequence[int], name: str) -> int:
             reason="negative_dimension",
         )
     count = math.prod(shape)
-    if count > MAX_ELEMENTS or (not count and max(shape) > MAX_ELEMENTS):
+    # A shape with a zero has no elements, but NumPy still multiplies the rest of it.
+    if count > MAX_ELEMENTS or (not count and math.prod(filter(None, shape)) > MAX_ELEMENTS):
         raise InvalidInput(
             f"input {name!r} has shape {_short(shape)}, which is more than {MAX_ELEMENTS} elements",
             reason="too_many_elements",

@@ -1,0 +1,198 @@
+-- Finds the service and the version that a request is for and tells them to the router in x-msm-service and
+-- x-msm-version. It is the only reader of paths and bodies in the mesh. What clients send under x-msm-* was removed
+-- before any filter runs, so an error in here leaves a request without a service (404), never with a wrong one.
+-- Scopes of the mesh itself begin with "~", which no model's name can.
+
+local find, sub, byte, match, gsub, lower = string.find, string.sub, string.byte, string.match, string.gsub, string.lower
+
+local BODY_LIMIT = @BODY_LIMIT@
+local NAME_RULE = "@NAME_RULE@"
+local GRPC = "^/inference%.GRPCInferenceService/(%w+)$"
+-- Calls whose first field is the model's name; all are unary or have one message, so the body ends by itself.
+local NAMED_IN_BODY = {ModelInfer = true, ModelReady = true, ModelMetadata = true, ModelConfig = true,
+                       ModelStatistics = true, Generate = true}
+local OF_SERVER = {ServerLive = true, ServerReady = true, ServerMetadata = true}
+local OPENAI = {["/v1/completions"] = true, ["/v1/chat/completions"] = true, ["/v1/embeddings"] = true}
+
+local function is_name(text)
+  return #text <= 63 and find(text, "^[a-z0-9][a-z0-9._-]*$") ~= nil and not find(text, "..", 1, true)
+end
+
+-- Text of a client that is safe inside a message, JSON string or header.
+local function shown(text)
+  return gsub(sub(text, 1, 64), "[^%w%._~:/-]", "?")
+end
+
+local function is_grpc(headers)
+  return find(headers:get("content-type") or "", "^application/grpc") ~= nil
+end
+
+local function refuse(handle, grpc, status, grpc_status, code, message)
+  if grpc then
+    handle:respond({[":status"] = "200", ["content-type"] = "application/grpc",
+                    ["grpc-status"] = grpc_status, ["grpc-message"] = message}, "")
+  else
+    handle:respond({[":status"] = status, ["content-type"] = "application/json"},
+                   '{"error":"' .. gsub(message, '"', '\\"') .. '","code":"' .. code .. '"}\n')
+  end
+end
+
+local function bad(handle, grpc, message)
+  return refuse(handle, grpc, "400", "3", "invalid_input", message)
+end
+
+local function varint(text, at)
+  local value, unit = 0, 1
+  for _ = 1, 5 do
+    local b = byte(text, at)
+    if not b then return nil end
+    at = at + 1
+    if b < 128 then return value + b * unit, at end
+    value = value + (b - 128) * unit
+    unit = unit * 128
+  end
+end
+
+local function text_field(text, at, tag)
+  if byte(text, at) ~= tag then return nil, at end
+  local length, start = varint(text, at + 1)
+  if not length or start + length - 1 > #text then return nil, at end
+  return sub(text, start, start + length - 1), start + length
+end
+
+-- Name and version of a gRPC message: fields 1 and 2, behind the five bytes of the frame.
+local function named_in_message(handle)
+  local body = handle:body()
+  local length = body and body:length() or 0
+  if length < 5 then return nil end
+  local text = body:getBytes(0, length < 512 and length or 512)
+  if byte(text, 1) ~= 0 then return nil end
+  local name, at = text_field(text, 6, 10)
+  local version = text_field(text, at, 18)
+  return name, version ~= "" and version or nil
+end
+
+-- The value of the top-level "model" of a JSON object. Walks strings and nesting; a name with an escape, a second
+-- "model" and anything that isn't an object give nil: never a guess.
+local function model_of_json(text)
+  local at, depth, found, key = find(text, "[^ \t\r\n]") or 1, 0, nil, nil
+  if byte(text, at) ~= 123 then return nil end
+  local last = 0 -- the last significant byte: tells a key from a value
+  while true do
+    at = find(text, '["{}%[%],:]', at)
+    if not at then return nil end
+    local b = byte(text, at)
+    if b == 34 then
+      local stop, escaped = at + 1, false
+      while true do
+        stop = find(text, '["\\]', stop)
+        if not stop then return nil end
+        if byte(text, stop) == 34 then break end
+        escaped, stop = true, stop + 2
+      end
+      if depth == 1 then
+        local value = not escaped and sub(text, at + 1, stop - 1) or nil
+        if last == 58 then
+          if key == "model" then
+            if found or not value then return nil end
+            found = value
+          end
+        else
+          if escaped and find(sub(text, at, stop), "\\u", 1, true) then return nil end
+          key = value
+        end
+      end
+      at, last = stop, 34
+    elseif b == 123 or b == 91 then
+      if depth == 1 and last == 58 and key == "model" then return nil end
+      depth, last = depth + 1, b
+    elseif b == 125 or b == 93 then
+      depth, last = depth - 1, b
+      if depth == 0 then return found end
+    else
+      last = b
+    end
+    at = at + 1
+  end
+end
+
+-- Name, version and what is wrong, of a path that names a model.
+local function named_in_path(path)
+  local name, rest = match(path, "^/v2/models/([^/]+)(.*)$")
+  if name then
+    return name, rest ~= "" and match(rest, "^/versions/([^/]+)") or nil
+  end
+  name = match(path, "^/v1/models/([^/]+)$")
+  if not name then return nil end
+  return match(name, "^(.+):predict$") or match(name, "^(.+):explain$") or name
+end
+
+local function internal_scope(path, grpc_call)
+  if OF_SERVER[grpc_call] or path == "/v2" or path == "/v2/" or find(path, "^/v2/health/") then return "~server" end
+  if find(path, "^/v2/repository/") then return "~api" end
+end
+
+local function finish(handle, name, version, namespace)
+  local headers = handle:headers() -- anew: what was taken before a body was read is dead
+  local grpc = is_grpc(headers)
+  if not version then
+    local head, tail = match(name, "^([^:]+):(.+)$")
+    if head then name, version = head, tail end
+  end
+  if not is_name(name) then
+    return bad(handle, grpc, 'the model name "' .. shown(name) .. '" is not allowed: ' .. NAME_RULE)
+  end
+  if version and not is_name(version) then
+    return bad(handle, grpc, 'the version "' .. shown(version) .. '" of model "' .. name .. '" is not allowed: ' .. NAME_RULE)
+  end
+  if namespace and namespace ~= "default" then
+    if not is_name(namespace) then
+      return bad(handle, grpc, 'the namespace "' .. shown(namespace) .. '" is not allowed: ' .. NAME_RULE)
+    end
+    name = namespace .. "/" .. name
+  end
+  if version then headers:replace("x-msm-version", version) end
+  headers:replace("x-msm-service", name)
+end
+
+local function from_body(handle, grpc, grpc_call, path, namespace)
+  if grpc_call then
+    if not NAMED_IN_BODY[grpc_call] then
+      return refuse(handle, grpc, "400", "3", "invalid_input",
+                    grpc_call .. " does not begin with a model name: send the header mm-model-id")
+    end
+    local name, version = named_in_message(handle)
+    if not name or name == "" then
+      return bad(handle, true, "the model name is missing, or the message is compressed: send it plain, or the header mm-model-id")
+    end
+    return finish(handle, name, version, namespace)
+  end
+  local body = handle:body()
+  local length = body and body:length() or 0
+  local name = length > 0 and model_of_json(body:getBytes(0, length)) or nil
+  if not name or name == "" then
+    return bad(handle, false, 'the body is not a JSON object with one plain text "model"')
+  end
+  return finish(handle, name, nil, namespace)
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local path = match(headers:get(":path") or "/", "^[^?#]*")
+  local length = tonumber(headers:get("content-length") or "")
+  if length and length > BODY_LIMIT then
+    return refuse(handle, is_grpc(headers), "413", "8", "too_large",
+                  "the body has " .. length .. " bytes; at most " .. BODY_LIMIT .. " are allowed")
+  end
+  local namespace = headers:get("msm-namespace")
+  local name, version = named_in_path(path)
+  if name then return finish(handle, name, version, namespace) end
+  local grpc_call = match(path, GRPC)
+  local scope = internal_scope(path, grpc_call)
+  if scope then return headers:replace("x-msm-service", scope) end
+  name = headers:get("mm-vmodel-id") or headers:get("mm-model-id")
+  if name then return finish(handle, name, nil, namespace) end
+  if grpc_call or OPENAI[path] then return from_body(handle, is_grpc(headers), grpc_call, path, namespace) end
+  local grpc = is_grpc(headers)
+  return refuse(handle, grpc, "404", "12", "not_found", 'there is no path "' .. shown(path) .. '"')
+end

@@ -1,0 +1,380 @@
+"""Supervises the model processes: starts, adopts, watches, replaces and ends them.
+
+Decides nothing about models. It tells its listener which workers are ready and which were lost, with the
+versions that were executing; `msm.planning.recovery` says when a dead one starts again. It signals only
+processes that it started or adopted, and names them by pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from msm.kit.clock import Clock
+from msm.kit.errors import MsmError
+from msm.kit.tasks import Tasks
+from msm.node.blackbox import executing
+from msm.node.config import NodeSettings
+from msm.node.ports import Journal
+from msm.node.process import Process, python_argv, rotate, spawn
+from msm.node.worker_client import WorkerClient
+from msm.node.worker_records import WorkerRecord, read_records, write_records
+from msm.planning import recovery
+from msm.resources.observed import WorkerState, WorkerStatus
+from msm.resources.serving import VersionKey
+
+ADOPT_PATIENCE_S = 5.0
+START_POLL_S = 0.02
+LOG_CHECK_S = 30.0
+
+
+class WorkerListener(Protocol):
+    """Hears of workers; called from the event loop, must not block."""
+
+    def worker_ready(self, worker: Worker, *, adopted: bool) -> None: ...
+    def worker_lost(self, worker: Worker, blame: recovery.Blame) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One place for a model process; the process in it may be replaced.
+
+    `life` counts the processes, so that what was begun with one is not applied to its successor.
+    """
+
+    id: str
+    run_dir: Path
+    log: Path
+    dedicated: VersionKey | None = None
+    state: WorkerState = "Starting"
+    process: Process | None = None
+    life: int = 0
+    restarts: int = 0
+    rss_bytes: int = 0
+    message: str | None = None
+    retiring: bool = False
+    client: WorkerClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = WorkerClient(self.id, str(self.control))
+
+    @property
+    def data(self) -> Path:
+        """The socket that inference reaches."""
+        return self.run_dir / f"{self.id}.sock"
+
+    @property
+    def control(self) -> Path:
+        return self.run_dir / f"{self.id}.ctl.sock"
+
+    @property
+    def box(self) -> Path:
+        return self.run_dir / f"{self.id}.box"
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "Ready"
+
+    def argv(self) -> list[str]:
+        places = ["--data", str(self.data), "--control", str(self.control), "--blackbox", str(self.box)]
+        return python_argv("msm.runtime", "--id", self.id, *places)
+
+
+class Workers:
+    """The node's model processes."""
+
+    def __init__(
+        self, settings: NodeSettings, listener: WorkerListener, journal: Journal, tasks: Tasks, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._journal = journal
+        self._tasks = tasks
+        self._clock = clock
+        self._workers: dict[str, Worker] = {}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._record = settings.run_dir / "workers.json"
+        self._logs = settings.data_dir / "logs"
+        self._closing = False
+        self.adopted = 0
+
+    # ---- what there is
+
+    def all(self) -> Iterable[Worker]:
+        return self._workers.values()
+
+    def get(self, worker: str) -> Worker | None:
+        return self._workers.get(worker)
+
+    def status(self, worker: Worker, copies: int) -> WorkerStatus:
+        """A worker as people see it."""
+        return WorkerStatus(
+            id=worker.id,
+            state=worker.state,
+            pid=worker.process.pid if worker.process else None,
+            rss_bytes=worker.rss_bytes,
+            copies=copies,
+            restarts=worker.restarts,
+            message=worker.message,
+        )
+
+    # ---- begin and end
+
+    async def start(self) -> None:
+        """Adopt what lives of an earlier node process, start what is missing.
+
+        Returns when the adopted ones have answered (or were found dead); new ones get ready in the
+        background.
+        """
+        self._settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        shared = [f"w{number}" for number in range(self._settings.workers)]
+        adopted: list[asyncio.Event] = []
+        for record in read_records(self._record):
+            process = Process.open(record.pid, record.start_ticks)
+            if process is None:
+                continue
+            if record.dedicated is None and record.id not in shared:
+                self._tasks.start(f"stop surplus worker {record.id}", process.stop(self._settings.stop_s))
+                continue
+            owner = VersionKey.parse(record.dedicated) if record.dedicated else None
+            answered = asyncio.Event()
+            adopted.append(answered)
+            self._add(record.id, owner, process, answered)
+        for worker in shared:
+            if worker not in self._workers:
+                self._add(worker, None)
+        self._write_record()
+        for answered in adopted:
+            await answered.wait()
+
+    async def close(self, *, stop: bool) -> None:
+        """End the supervision; with `stop` also the processes (SIGTERM, then SIGKILL)."""
+        self._closing = True
+        for loop in list(self._loops.values()):
+            loop.cancel()
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        living = [worker.process for worker in self._workers.values() if worker.process is not None]
+        if stop:
+            await asyncio.gather(*(process.stop(self._settings.stop_s) for process in living))
+            self._workers.clear()
+            await asyncio.to_thread(write_records, self._record, [])
+        for worker in self._workers.values():
+            await worker.client.close()
+        for process in living:
+            process.release()
+
+    # ---- orders
+
+    def dedicate(self, key: VersionKey) -> None:
+        """Start a process for `key` alone, if there is none."""
+        if any(worker.dedicated == key for worker in self._workers.values()):
+            return
+        number = next(n for n in range(len(self._workers) + 1) if f"d{n}" not in self._workers)
+        self._add(f"d{number}", key)
+
+    def retire(self, worker: str) -> None:
+        """End a dedicated process and its place."""
+        place = self._workers.get(worker)
+        if place is None or place.dedicated is None or place.retiring:
+            return
+        place.retiring = True
+        place.state = "Stopping"
+        if place.process is not None:
+            self._tasks.start(f"retire worker {worker}", place.process.stop(self._settings.stop_s))
+        else:
+            self._loops[worker].cancel()
+            self._remove(place)
+
+    def condemn(self, worker: str, reason: str) -> None:
+        """Kill a worker that hangs; it is replaced as after a crash."""
+        place = self._workers.get(worker)
+        if place is None or place.process is None or not place.ready:
+            return
+        place.state = "Stopping"
+        place.message = reason
+        message = f"worker {worker} hangs: {reason}; it is ended and replaced"
+        self._journal.note(f"worker/{worker}", "WorkerHangs", message, severity="error")
+        place.process.signal(signal.SIGKILL)
+
+    # ---- one worker's life
+
+    def _add(
+        self,
+        name: str,
+        owner: VersionKey | None,
+        process: Process | None = None,
+        answered: asyncio.Event | None = None,
+    ) -> None:
+        worker = Worker(name, self._settings.run_dir, self._logs / f"{name}.log", owner)
+        worker.process = process
+        self._workers[name] = worker
+        self._loops[name] = self._tasks.start(f"worker {name}", self._live(worker, answered))
+
+    async def _live(self, worker: Worker, answered: asyncio.Event | None) -> None:
+        """Keep a process in this place for as long as the node runs."""
+        in_a_row = 0
+        adopted = worker.process is not None
+        while True:
+            began = self._clock.monotonic()
+            worker.life += 1
+            process = worker.process or await self._spawn(worker)
+            if process is not None:
+                await self._one_life(worker, process, adopted=adopted, answered=answered)
+            if answered is not None:
+                answered.set()
+            if worker.retiring:
+                break
+            again = recovery.restart(in_a_row, self._clock.monotonic() - began)
+            in_a_row, adopted = again.in_a_row, False
+            worker.restarts += 1
+            worker.state = "Backoff"
+            await self._clock.sleep(again.delay_s)
+        self._remove(worker)
+
+    async def _spawn(self, worker: Worker) -> Process | None:
+        worker.state = "Starting"
+        for leftover in (worker.data, worker.control, worker.box):
+            leftover.unlink(missing_ok=True)
+        try:
+            rotate(worker.log, self._settings.log_bytes)
+            pid = await asyncio.to_thread(spawn, worker.argv(), worker.log, self._environment())
+        except OSError as error:
+            worker.message = f"it could not be started: {error.strerror}"
+            self._journal.note(f"worker/{worker.id}", "WorkerNotStarted", worker.message, severity="error")
+            return None
+        worker.process = Process.open(pid)
+        self._write_record()
+        return worker.process
+
+    async def _one_life(
+        self, worker: Worker, process: Process, *, adopted: bool, answered: asyncio.Event | None
+    ) -> None:
+        """From the start (or adoption) of a process to its end."""
+        patience_s = ADOPT_PATIENCE_S if adopted else self._settings.start_timeout_s
+        if await self._answers(worker, process, patience_s):
+            self._welcome(worker, process, adopted=adopted)
+            if answered is not None:
+                answered.set()
+            await self._watch(worker, process)
+        if not process.died.is_set():
+            worker.message = worker.message or f"it did not answer within {patience_s:g} s"
+            await process.kill()
+        self._bury(worker, process)
+
+    def _welcome(self, worker: Worker, process: Process, *, adopted: bool) -> None:
+        worker.state, worker.message = "Ready", None
+        self.adopted += adopted
+        verb = "was adopted" if adopted else "is ready"
+        self._journal.note(
+            f"worker/{worker.id}",
+            "WorkerAdopted" if adopted else "WorkerReady",
+            f"worker {worker.id} {verb}",
+            data={"pid": process.pid},
+        )
+        self._listener.worker_ready(worker, adopted=adopted)
+
+    def _bury(self, worker: Worker, process: Process) -> None:
+        guilt = recovery.blame(executing(worker.box))
+        worker.process = None
+        worker.rss_bytes = 0
+        why = worker.message or process.ended_how
+        worker.message = why
+        if not worker.retiring:
+            names = ", ".join(str(key) for key in guilt.suspects) or "nothing"
+            message = f"worker {worker.id} was lost: {why}; it was executing {names}"
+            self._journal.note(f"worker/{worker.id}", "WorkerLost", message, severity="error")
+        self._listener.worker_lost(worker, guilt)
+
+    async def _answers(self, worker: Worker, process: Process, patience_s: float) -> bool:
+        """Wait until the process answers on its control socket under its own name and number."""
+        deadline = self._clock.monotonic() + patience_s
+        while not process.died.is_set() and self._clock.monotonic() < deadline:
+            if worker.control.exists():
+                try:
+                    live = await worker.client.live(timeout_s=self._settings.hang_s)
+                except MsmError:
+                    live = None  # not listening yet; the deadline decides
+                if live is not None:
+                    worker.rss_bytes = live.rss_bytes
+                    return live.pid == process.pid and live.id == worker.id
+            await self._pause(process, START_POLL_S)
+        return False
+
+    async def _watch(self, worker: Worker, process: Process) -> None:
+        """Return when the process has ended, or has to: its event loop is silent."""
+        answered_at = self._clock.monotonic()
+        log_checked_at = answered_at
+        while not await self._pause(process, self._settings.health_interval_s):
+            silent_s = await self._ask(worker, answered_at)
+            now = self._clock.monotonic()
+            if silent_s is None:
+                answered_at = now
+            elif not process.died.is_set():
+                verdict = recovery.hangs(silent_s, (), self._settings.hang_s)
+                if verdict.hangs:
+                    self.condemn(worker.id, verdict.reason)
+            if now - log_checked_at > LOG_CHECK_S:
+                log_checked_at = now
+                await asyncio.to_thread(rotate, worker.log, self._settings.log_bytes)
+
+    async def _ask(self, worker: Worker, answered_at: float) -> float | None:
+        """Ask the event loop whether it lives: None when it answered, else how long it has been silent.
+
+        Silence counts from the last answer, but the worker always gets half of `hang_s` after the question; a
+        pause of this process itself (the question took longer than it was given) is not held against the
+        worker.
+        """
+        hang_s = self._settings.hang_s
+        asked_at = self._clock.monotonic()
+        given_s = max(hang_s - (asked_at - answered_at), hang_s / 2)
+        try:
+            live = await worker.client.live(timeout_s=given_s)
+        except MsmError:
+            now = self._clock.monotonic()
+            return 0.0 if now - asked_at > given_s + 0.25 else now - answered_at
+        worker.rss_bytes = live.rss_bytes
+        return None
+
+    async def _pause(self, process: Process, seconds: float) -> bool:
+        """Wait; True as soon as the process has ended."""
+        try:
+            async with asyncio.timeout(seconds):
+                await process.died.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # ---- housekeeping
+
+    def _remove(self, worker: Worker) -> None:
+        if self._workers.get(worker.id) is worker:
+            del self._workers[worker.id]
+            self._loops.pop(worker.id, None)
+            if not self._closing:
+                self._write_record()
+
+    def _write_record(self) -> None:
+        """Small and rare (a start or an end of a process), hence on the loop."""
+        records = [
+            WorkerRecord(
+                id=worker.id,
+                pid=worker.process.pid,
+                start_ticks=worker.process.ticks,
+                dedicated=str(worker.dedicated) if worker.dedicated else None,
+            )
+            for worker in self._workers.values()
+            if worker.process is not None
+        ]
+        write_records(self._record, records)
+
+    def _environment(self) -> dict[str, str]:
+        """This process's environment without the secrets that only fetching needs."""
+        s3 = self._settings.fetch.s3
+        secret = {s3.key_env, s3.secret_env, s3.token_env}
+        return {name: value for name, value in os.environ.items() if name not in secret}

@@ -1,0 +1,303 @@
+"""HTTP/1.1 on a stream socket: from segments of bytes to `Request` objects, and one write for each answer.
+
+The peer is the node's own Envoy or node process, so what matters is to be exact and cheap: headers are not parsed into a
+mapping but looked up in the head when someone asks. Framing is strict (RFC 9112): what could be read in two ways is
+refused and the connection closed. One request of a connection is worked on at a time; pipelined ones wait.
+It knows no paths and no protocol above HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import orjson
+
+from msm.kit.errors import InputTooLarge, InvalidInput, MsmError, Unsupported
+from msm.runtime.body import Body, ChunkedBody, SizedBody
+from msm.runtime.protocols.errors import PHRASES, http_status
+
+MAX_HEAD: Final = 64 * 1024
+LINGER_S: Final = 2.0
+_MAX_BACKLOG: Final = 64 * 1024
+
+
+class Request:
+    """One request, answered exactly once by `respond`.
+
+    `done` becomes true with the answer or when the client has gone: what still waits for it may then be dropped.
+    `task`, when set, is cancelled if the client goes.
+    """
+
+    __slots__ = ("_connection", "_head", "_lower", "body", "done", "method", "path", "task")
+
+    def __init__(self, connection: Connection, head: bytes, lower: bytes, method: bytes, path: bytes) -> None:
+        self._connection = connection
+        self._head = head
+        self._lower = lower
+        self.method = method
+        self.path = path
+        self.body = b""
+        self.done = False
+        self.task: asyncio.Task[None] | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header by its lower-case name, or None. Raises InvalidInput when it came twice."""
+        needle = b"\r\n%b:" % name
+        start = self._lower.find(needle)
+        if start < 0:
+            return None
+        if self._lower.find(needle, start + 2) >= 0:
+            raise InvalidInput(f"header {name.decode('latin-1')} came twice", reason="duplicate_header")
+        start += len(needle)
+        return self._head[start : self._head.find(b"\r\n", start)].strip(b" \t")
+
+    def refuse_space_before_colon(self) -> None:
+        """Raises InvalidInput for a framing header that another reader would understand otherwise."""
+        for name in (b"\r\ncontent-length", b"\r\ntransfer-encoding"):
+            start = self._lower.find(name)
+            if start >= 0 and self._lower[start + len(name)] in b" \t":
+                raise InvalidInput("a header has a space before its colon", reason="bad_header")
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether the caller speaks gRPC, and so must be told of errors in its way."""
+        start = self._lower.find(b"\r\ncontent-type:")
+        return start >= 0 and self._lower[start + 15 :].lstrip(b" \t").startswith(b"application/grpc")
+
+    def respond(self, answer: bytes) -> None:
+        """Send the whole answer, head and body. Does nothing when the client has gone."""
+        if not self.done:
+            self.done = True
+            self._connection.answered(answer)
+
+
+Handler = Callable[[Request], None]
+ErrorWriter = Callable[[Request | None, MsmError], bytes]
+
+
+def json_answer(status: int, body: object, headers: bytes = b"") -> bytes:
+    """A complete answer with a JSON body. `headers` are whole lines with their line ends."""
+    return bytes_answer(status, b"application/json", orjson.dumps(body), headers)
+
+
+def bytes_answer(status: int, content_type: bytes, body: bytes, headers: bytes = b"") -> bytes:
+    """A complete answer."""
+    phrase = PHRASES.get(status, "Unknown").encode()
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+        status, phrase, content_type, headers, len(body), body,
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Listener:
+    """What the connections of one socket share: limits, who answers, and whether they are to end."""
+
+    handler: Handler
+    refuse: ErrorWriter
+    max_body: int
+    connections: set[Connection] = field(default_factory=set)
+    stopping: bool = False
+
+    def connect(self) -> Connection:
+        """A new connection: the protocol factory of the socket."""
+        return Connection(self)
+
+    def stop(self) -> None:
+        """End each connection: idle ones now, the others after their answer."""
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.stop()
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Feeds requests to the listener's handler, one at a time."""
+
+    __slots__ = (
+        "_backlog", "_body", "_close", "_feeding", "_head", "_listener", "_lingering", "_paused", "_request", "_transport",
+    )  # fmt: skip
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._request: Request | None = None  # being read, or being worked on
+        self._body: Body | None = None  # of the request being read
+        self._head = bytearray()  # an unfinished head
+        self._backlog = bytearray()  # what came while a request was being worked on
+        self._close = self._lingering = self._paused = self._feeding = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._listener.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._listener.connections.discard(self)
+        request, self._request = self._request, None
+        if request is not None:
+            request.done = True
+            if request.task is not None:
+                request.task.cancel()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._next()
+
+    def stop(self) -> None:
+        """Close when there is nothing to answer; else after the answer."""
+        self._close = True
+        if self._request is None and self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        if (self._request is not None and self._body is None) or self._paused:
+            self._backlog += data
+            if len(self._backlog) > _MAX_BACKLOG and self._transport is not None:
+                self._transport.pause_reading()
+            return
+        self._feed(data)
+
+    def answered(self, answer: bytes) -> None:
+        """Called by the request with its answer."""
+        self._request = None
+        transport = self._transport
+        if transport is None:
+            return
+        transport.write(answer)
+        if self._close or self._listener.stopping:
+            transport.close()
+        elif self._backlog and not self._feeding:
+            self._next()
+
+    def _next(self) -> None:
+        if self._request is None and self._backlog and self._transport is not None:
+            data = bytes(self._backlog)
+            self._backlog.clear()
+            if not self._transport.is_reading() and not self._transport.is_closing():
+                self._transport.resume_reading()
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        self._feeding = True
+        try:
+            while data and not self._lingering:
+                if self._request is None and not self._paused:
+                    data = self._read_head(data)
+                elif self._body is not None:
+                    data = self._read_body(self._body, data)
+                else:
+                    self._backlog += data
+                    break
+        except MsmError as error:
+            self._fail(error)
+        finally:
+            self._feeding = False
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Take a head off `data`; returns what follows it."""
+        if self._head:
+            start = max(0, len(self._head) - 3)
+            self._head += data
+            index = self._head.find(b"\r\n\r\n", start)
+            if index >= 0:
+                data = bytes(self._head)
+                self._head.clear()
+        else:
+            index = data.find(b"\r\n\r\n")
+            if index < 0:
+                self._head += data
+        if index < 0 or index > MAX_HEAD:
+            if max(len(self._head), index) > MAX_HEAD:
+                raise InputTooLarge(f"the head of the request is over {MAX_HEAD} bytes", reason="head_too_large")
+            return b""
+        request = self._request = self._parse(data[: index + 2])
+        body = self._framing(request)
+        rest = index + 4
+        if body is None:
+            self._dispatch(request)
+            return data[rest:] if rest < len(data) else b""
+        if type(body) is SizedBody and len(data) - rest >= body.size:  # the usual case: all of it is here
+            end = rest + body.size
+            request.body = data[rest:end]
+            self._dispatch(request)
+            return data[end:] if end < len(data) else b""
+        self._body = body
+        if request.header(b"expect") is not None and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return data[rest:]
+
+    def _read_body(self, body: Body, data: bytes) -> bytes:
+        """Give `data` to the unfinished body; returns what follows it."""
+        used = body.feed(data)
+        if used is None:
+            return b""
+        request = cast("Request", self._request)
+        self._body = None
+        request.body = body.value()
+        self._dispatch(request)
+        return data[used:] if used < len(data) else b""
+
+    def _dispatch(self, request: Request) -> None:
+        try:
+            self._listener.handler(request)
+        except MsmError as error:
+            request.respond(self._listener.refuse(request, error))
+
+    def _parse(self, head: bytes) -> Request:
+        end = head.find(b"\r\n")
+        line = head[:end].split(b" ")
+        if len(line) != 3 or line[2] not in (b"HTTP/1.1", b"HTTP/1.0") or line[1][:1] != b"/" or not line[0].isalpha():
+            raise InvalidInput("the request line is not that of HTTP/1.1", reason="bad_request_line")
+        lower = head.lower()
+        if b"\0" in lower or b"\r\n " in lower or b"\r\n\t" in lower or lower.count(b"\n") != lower.count(b"\r\n"):
+            raise InvalidInput("a header holds a character that is not allowed there", reason="bad_header")
+        if line[2] == b"HTTP/1.0" or lower.find(b"\r\nconnection: close") >= 0:
+            self._close = True
+        return Request(self, head, lower, line[0], line[1])
+
+    def _framing(self, request: Request) -> Body | None:
+        """How the body of `request` comes, None when there is none."""
+        request.refuse_space_before_colon()
+        limit = self._listener.max_body
+        length = request.header(b"content-length")
+        coding = request.header(b"transfer-encoding")
+        if coding is not None:
+            if length is not None:
+                raise InvalidInput("content-length and transfer-encoding exclude each other", reason="bad_framing")
+            if coding.lower() != b"chunked":
+                raise Unsupported("the only transfer-encoding that is offered is chunked", reason="transfer_encoding")
+            return ChunkedBody(limit)
+        if length is None:
+            return None
+        if not length.isdigit() or len(length) > 15:
+            raise InvalidInput("content-length is not a number of bytes", reason="bad_framing")
+        size = int(length)
+        if size > limit:
+            raise InputTooLarge(f"the body has {size} bytes, the limit is {limit}")
+        return SizedBody(size) if size else None
+
+    def _fail(self, error: MsmError) -> None:
+        """Answer a request that can't be read on, and close.
+
+        Closing a socket with unread bytes would discard the answer, so the rest is read and dropped for a moment.
+        """
+        transport, request = self._transport, self._request
+        self._request = self._body = None
+        self._lingering = True
+        if transport is None:
+            return
+        answer = self._listener.refuse(request, error)
+        transport.write(answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
+
+
+def plain_refusal(request: Request | None, error: MsmError) -> bytes:
+    """The answer to an error as `{"error", "reason"}`: for sockets that speak no inference protocol."""
+    return json_answer(http_status(error), {"error": error.message, "reason": error.reason})

@@ -1,0 +1,1 @@
+"""Durable state: the store protocol, the embedded store, the catalog of resources and the event log on top."""

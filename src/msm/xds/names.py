@@ -1,0 +1,49 @@
+"""Names that the proxy's configuration and its writers agree on: resource types, clusters, scopes, headers.
+
+A name of a model begins with a letter or digit, so a name beginning with "~" can never be asked for by a client.
+"""
+
+from __future__ import annotations
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2, scoped_route_pb2
+
+TYPE_PREFIX = "type.googleapis.com/"
+
+
+def type_url(message: type) -> str:
+    """The type URL of a protobuf message class."""
+    return TYPE_PREFIX + str(message.DESCRIPTOR.full_name)  # type: ignore[attr-defined]  # protobuf has no stubs
+
+
+CDS = type_url(cluster_pb2.Cluster)
+EDS = type_url(endpoint_pb2.ClusterLoadAssignment)
+LDS = type_url(listener_pb2.Listener)
+SRDS = type_url(scoped_route_pb2.ScopedRouteConfiguration)
+RDS = type_url(route_pb2.RouteConfiguration)
+
+ORDER = (CDS, EDS, LDS, SRDS, RDS)
+"""The order in which types are sent: what is referred to before what refers to it."""
+
+XDS_CLUSTER = "msm-xds"
+API_CLUSTER = "api"
+WORKERS_CLUSTER = "workers"
+STATIC_CLUSTERS = frozenset({XDS_CLUSTER, API_CLUSTER})
+
+COLD_SCOPE = "~cold"
+SERVER_SCOPE = "~server"
+API_SCOPE = "~api"
+
+SERVICE_HEADER = "x-msm-service"
+VERSION_HEADER = "x-msm-version"
+TARGET_HEADER = "x-msm-target"
+ENDPOINT_HEADER = "x-msm-endpoint"
+RETRIABLE_HEADER = "x-msm-retriable"
+REVISION_HEADER = "x-msm-revision"
+INTERNAL_ANSWER_HEADERS = (SERVICE_HEADER, TARGET_HEADER, ENDPOINT_HEADER, RETRIABLE_HEADER, "endpoint-load-metrics")
+"""Removed from every answer: they are for the mesh alone."""
+
+EXT_AUTHZ_FILTER = "envoy.filters.http.ext_authz"
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
