@@ -105,10 +105,10 @@ async def test_a_model_that_crashes_or_hangs_hurts_only_its_own_requests(
     assert tally.answers > 100
 
 
-async def test_a_model_that_raises_says_what_and_goes_on(running: Mesh, tmp_path: Path):
+def test_a_model_that_raises_says_what_and_goes_on(running: Mesh, tmp_path: Path):
     (tmp_path / "model.py").write_text(CRASHES)
     msm = msm_command(running.data)
-    done = await asyncio.to_thread(msm, "deploy", "raises", str(tmp_path), "--trusted")
+    done = msm("deploy", "raises", str(tmp_path), "--trusted")
     assert done.code == 0, done.err
     bad = httpx.post(running.gateway + "/v2/models/raises/infer", content=body(668), timeout=30)
     assert bad.status_code == 500

@@ -65,11 +65,11 @@ class Publisher:
 
     async def publish_many(self, plans: Iterable[ServicePlan]) -> None:
         """The same for many services as one batch: every step waits once for all of them."""
-        plans = {plan.service: plan for plan in plans}
+        by_service = {plan.service: plan for plan in plans}
         async with contextlib.AsyncExitStack() as turns:
-            for service in sorted(plans):  # a fixed order: two batches can't wait for each other
+            for service in sorted(by_service):  # a fixed order: two batches can't wait for each other
                 await turns.enter_async_context(self._turn(service))
-            await self._publish(tuple(plans.values()))
+            await self._publish(tuple(by_service.values()))
 
     async def remove(self, service: str) -> None:
         """Make the proxy forget the service: requests for it get 404. Removing an unknown service does nothing."""

@@ -37,7 +37,7 @@ class Reads(Protocol):
 class WritesStatus(Protocol):
     """The part of the catalog that records what was found (`msm.store.Catalog`)."""
 
-    async def update_status(self, key: ObjectKey, change: Callable[[ModelStatus], ModelStatus]) -> None: ...
+    async def update_status(self, key: ObjectKey, change: Callable[[ModelStatus], ModelStatus]) -> bool: ...
 
 
 class TrafficController:

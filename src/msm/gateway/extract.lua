@@ -11,6 +11,7 @@ local GRPC = "^/inference%.GRPCInferenceService/(%w+)$"
 -- Calls whose first field is the model's name; all are unary or have one message, so the body ends by itself.
 local NAMED_IN_BODY = {ModelInfer = true, ModelReady = true, ModelMetadata = true, ModelConfig = true,
                        ModelStatistics = true, Generate = true}
+local NAMED_IN_HEADER = {ModelStreamInfer = true}
 local OF_SERVER = {ServerLive = true, ServerReady = true, ServerMetadata = true}
 local OPENAI = {["/v1/completions"] = true, ["/v1/chat/completions"] = true, ["/v1/embeddings"] = true}
 
@@ -75,7 +76,7 @@ end
 -- The value of the top-level "model" of a JSON object. Walks strings and nesting; a name with an escape, a second
 -- "model" and anything that isn't an object give nil: never a guess.
 local function model_of_json(text)
-  local at, depth, found, key = find(text, "[^ \t\r\n]") or 1, 0, nil, nil
+  local at, depth, found, key, seen = find(text, "[^ \t\r\n]") or 1, 0, nil, nil, false
   if byte(text, at) ~= 123 then return nil end
   local last = 0 -- the last significant byte: tells a key from a value
   while true do
@@ -94,11 +95,15 @@ local function model_of_json(text)
         local value = not escaped and sub(text, at + 1, stop - 1) or nil
         if last == 58 then
           if key == "model" then
-            if found or not value then return nil end
+            if not value then return nil end
             found = value
           end
         else
           if escaped and find(sub(text, at, stop), "\\u", 1, true) then return nil end
+          if value == "model" then
+            if seen then return nil end
+            seen = true
+          end
           key = value
         end
       end
@@ -155,11 +160,12 @@ local function finish(handle, name, version, namespace)
   headers:replace("x-msm-service", name)
 end
 
-local function from_body(handle, grpc, grpc_call, path, namespace)
+local function from_body(handle, grpc_call, namespace)
   if grpc_call then
-    if not NAMED_IN_BODY[grpc_call] then
-      return refuse(handle, grpc, "400", "3", "invalid_input",
-                    grpc_call .. " does not begin with a model name: send the header mm-model-id")
+    if NAMED_IN_HEADER[grpc_call] then
+      return bad(handle, true, grpc_call .. " is a stream and names its model in a header: send mm-model-id")
+    elseif not NAMED_IN_BODY[grpc_call] then
+      return refuse(handle, true, "404", "12", "unsupported", "there is no call " .. shown(grpc_call))
     end
     local name, version = named_in_message(handle)
     if not name or name == "" then
@@ -192,7 +198,7 @@ function envoy_on_request(handle)
   if scope then return headers:replace("x-msm-service", scope) end
   name = headers:get("mm-vmodel-id") or headers:get("mm-model-id")
   if name then return finish(handle, name, nil, namespace) end
-  if grpc_call or OPENAI[path] then return from_body(handle, is_grpc(headers), grpc_call, path, namespace) end
+  if grpc_call or OPENAI[path] then return from_body(handle, grpc_call, namespace) end
   local grpc = is_grpc(headers)
   return refuse(handle, grpc, "404", "12", "not_found", 'there is no path "' .. shown(path) .. '"')
 end

@@ -51,7 +51,7 @@ class Artifacts:
         self._tasks = tasks
         self._limit = limit_bytes
         self._named = named
-        self._fetching: dict[str, asyncio.Task[Artifact]] = {}
+        self._fetching: dict[str, asyncio.Task[Artifact | LoadFailed]] = {}
         self._watchers: dict[str, set[Progress]] = {}
         self._checked: dict[Path, Fingerprint] = {}
         self._total = 0

@@ -15,7 +15,7 @@ from msm.kit.errors import InvalidInput
 from msm.planning.picture import Limits
 
 SOCKET_PATH_LIMIT = 107
-LONGEST_SOCKET_NAME = "probe-12345678.sock"
+LONGEST_SOCKET_NAME = "w123.ctl.sock"
 
 
 def default_workers() -> int:

@@ -54,6 +54,8 @@ class Fetcher:
     async def fetch(self, uri: str, target: Path, progress: Progress | None = None) -> None:
         """Write what `uri` names to `target`, which must not exist.
 
+        `progress` hears the bytes so far, possibly from another thread.
+
         Raises LoadFailed with one of the reasons artifact_missing, source_not_allowed, source_blocked,
         too_large, disk_full, fetch_failed.
         """

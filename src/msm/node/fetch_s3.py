@@ -92,13 +92,13 @@ class S3Source:
         return found
 
     def _copy_object(self, system: Any, remote: str, local: Path, count: Callable[[int], None]) -> None:
-        with system.open(remote, "rb", block_size=8 * CHUNK, cache_type="readahead") as reader:
-            with local.open("xb") as writer:
-                while chunk := reader.read(CHUNK):
-                    if self._cancelled.is_set():
-                        raise LoadFailed("the fetch was given up", reason="fetch_failed")
-                    count(len(chunk))
-                    writer.write(chunk)
+        remote_file = system.open(remote, "rb", block_size=8 * CHUNK, cache_type="readahead")
+        with remote_file as reader, local.open("xb") as writer:
+            while chunk := reader.read(CHUNK):
+                if self._cancelled.is_set():
+                    raise LoadFailed("the fetch was given up", reason="fetch_failed")
+                count(len(chunk))
+                writer.write(chunk)
 
 
 def _as_failure(error: Exception) -> LoadFailed:

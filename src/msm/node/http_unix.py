@@ -8,6 +8,7 @@ answers must carry a Content-Length.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,6 @@ class UnixHttp:
         self._socket = socket
         self._peer = peer
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._closed = False
 
     async def call(self, method: str, path: str, body: Any = None, *, timeout_s: float) -> Answer:
         """One exchange. Raises Unavailable when the server is away, DeadlineExceeded when it does not answer
@@ -74,7 +74,7 @@ class UnixHttp:
             head = await reader.readuntil(b"\r\n\r\n")
             status, length, keep = _parse_head(head, self._peer)
             answer = Answer(status, await reader.readexactly(length))
-            reusable = keep and not self._closed and len(self._idle) < KEEP_IDLE
+            reusable = keep and len(self._idle) < KEEP_IDLE
             return answer
         finally:
             if reusable:
@@ -83,11 +83,13 @@ class UnixHttp:
                 writer.close()
 
     async def close(self) -> None:
-        """Close what is idle; calls in progress end as they may."""
-        self._closed = True
-        while self._idle:
-            _, writer = self._idle.pop()
+        """Close the connections that are kept; later calls open new ones."""
+        idle, self._idle = self._idle, []
+        for _, writer in idle:
             writer.close()
+        for _, writer in idle:
+            with suppress(OSError):  # the peer may have broken it first
+                await writer.wait_closed()
 
 
 def _request(method: str, path: str, body: Any) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
-from msm.observe.events import Severity
 from msm.resources.meta import ObjectKey
-from msm.resources.serving import Model
+from msm.resources.serving import Model, ModelStatus
+from msm.store.records import Cost
 
 
 class Desired(Protocol):
@@ -32,15 +32,15 @@ class Traffic(Protocol):
         ...
 
 
-class Journal(Protocol):
-    """Where decisions and observations are written down for people; must not block."""
+class Records(Protocol):
+    """The durable part: what the node found out about versions."""
 
-    def note(
-        self,
-        subject: str,
-        reason: str,
-        message: str,
-        *,
-        severity: Severity = "info",
-        data: dict[str, Any] | None = None,
-    ) -> None: ...
+    async def update_status(self, key: ObjectKey, change: Callable[[ModelStatus], ModelStatus]) -> bool:
+        """Replace the status of a model by `change` of it; False when nothing changed or the model is gone."""
+        ...
+
+    async def costs(self) -> dict[str, Cost]:
+        """All measurements by `msm.store.keys.cost_key`."""
+        ...
+
+    async def put_cost(self, digest: str, cost: Cost) -> bool: ...

@@ -37,7 +37,7 @@ class Held(msgspec.Struct, frozen=True):
     queued: int = 0
     requests: int = 0
     failures: int = 0
-    idle_s: float = 0.0
+    idle_s: float | None = None
     load_seconds: float | None = None
 
 
@@ -61,7 +61,7 @@ class LoadOrder(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
     signature: dict[str, Any] | None
     timeout_s: float
-    predict_s: float
+    predict_s: float | None
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -97,11 +97,12 @@ class WorkerClient:
         answer = await self._http.call("POST", "/v2/repository/index", {}, timeout_s=timeout_s)
         return _decode(_index, answer, self._worker)
 
-    async def load(self, key: VersionKey, order: LoadOrder) -> Loaded:
-        """Returns when the version answers requests. Raises LoadFailed with the load's own error, Unavailable
-        (reason "peer_away") when the worker is gone, DeadlineExceeded past the order's time."""
-        # The worker itself ends a load at timeout_s and says so; the margin is for the case that it cannot.
-        wait_s = order.timeout_s + 5.0
+    async def load(self, key: VersionKey, order: LoadOrder, *, wait_s: float) -> Loaded:
+        """Returns when the version answers requests.
+
+        Raises LoadFailed with the load's own error, Unavailable ("peer_away") when the worker is gone,
+        DeadlineExceeded after `wait_s`; then the worker goes on loading.
+        """
         answer = await self._http.call("POST", _path(key, "load"), {"parameters": order}, timeout_s=wait_s)
         if answer.status == 200:
             return _decode(_loaded, answer, self._worker)

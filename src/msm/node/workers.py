@@ -20,7 +20,7 @@ from msm.kit.errors import MsmError
 from msm.kit.tasks import Tasks
 from msm.node.blackbox import executing
 from msm.node.config import NodeSettings
-from msm.node.ports import Journal
+from msm.node.journal import Journal
 from msm.node.process import Process, python_argv, rotate, spawn
 from msm.node.worker_client import WorkerClient
 from msm.node.worker_records import WorkerRecord, read_records, write_records
@@ -159,13 +159,13 @@ class Workers:
         for loop in list(self._loops.values()):
             loop.cancel()
         await asyncio.gather(*self._loops.values(), return_exceptions=True)
-        living = [worker.process for worker in self._workers.values() if worker.process is not None]
+        places = list(self._workers.values())
+        living = [worker.process for worker in places if worker.process is not None]
         if stop:
             await asyncio.gather(*(process.stop(self._settings.stop_s) for process in living))
             self._workers.clear()
             await asyncio.to_thread(write_records, self._record, [])
-        for worker in self._workers.values():
-            await worker.client.close()
+        await asyncio.gather(*(worker.client.close() for worker in places))
         for process in living:
             process.release()
 
@@ -226,6 +226,7 @@ class Workers:
             process = worker.process or await self._spawn(worker)
             if process is not None:
                 await self._one_life(worker, process, adopted=adopted, answered=answered)
+                await worker.client.close()
             if answered is not None:
                 answered.set()
             if worker.retiring:

@@ -82,9 +82,7 @@ class _Planner:
         self._picture = picture
         self._now = now
         self._free = picture.capacity_bytes - picture.used_bytes
-        self._coming: int | None = (
-            None  # bytes being given back; counted when room is short for the first time
-        )
+        self._coming: int | None = None  # bytes being given back; counted when room is short for the first time
         self._candidates: list[CopyView] = []  # what may make room, the next to go last
         self._settled_at: float | None = None  # when the next copy is old enough to make room
         self._slots = [_Slot(w, w.memory_bytes, w.loads, w.background) for w in picture.workers if w.ready]
@@ -277,9 +275,7 @@ class _Planner:
             return False
         found = self._room.reserve(memory, for_key=need.wanted.key)
         if found is None:
-            self._reject_room(
-                need, memory, "everything loaded is in use, wanted, or too young to go", short=True
-            )
+            self._reject_room(need, memory, "everything loaded is in use, wanted, or too young to go", short=True)
         else:
             self._moves += found
             self._reject_room(need, memory, "memory is being given back for it")

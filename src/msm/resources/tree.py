@@ -69,6 +69,7 @@ class _Frame:
     container: dict[str, Any] | list[Any]
     path: str
     key: str | None = None
+    key_line: int = 0
 
 
 @dataclass(slots=True)
@@ -123,6 +124,7 @@ class Builder:
     def _key(self, line: int, value: str | float | bool | None) -> None:
         frame = self._stack[-1]
         frame.key = value if isinstance(value, str) else shown(value)
+        frame.key_line = line
         if not isinstance(value, str):
             self.problem(line, f"the key {shown(value)} is not a string; write it in quotes")
         elif value in frame.container:
@@ -143,6 +145,7 @@ class Builder:
         if isinstance(frame.container, list):
             frame.container.append(value)
         elif frame.key is not None:
+            tree.lines[path] = frame.key_line
             frame.container[frame.key] = value
             frame.key = None
         return path

@@ -48,6 +48,22 @@ class SizedBody:
         return b"".join(self._parts)
 
 
+def single_chunk(data: bytes, start: int, limit: int) -> bytes | None:
+    """The body when `data` holds, from `start` to its end, just one chunk and the last one: the usual case.
+
+    None in any other case, also for broken framing: then `ChunkedBody` reads it with all care.
+    """
+    line_end = data.find(b"\r\n", start, start + 16)
+    digits = data[start:line_end]
+    if line_end < 0 or not digits or digits.strip(_HEX):
+        return None
+    size = int(digits, 16)
+    first = line_end + 2
+    if not size or size > limit or data[first + size :] != b"\r\n0\r\n\r\n":
+        return None
+    return data[first : first + size]
+
+
 class ChunkedBody:
     """A body in chunks (RFC 9112, section 7.1). Extensions and trailers are dropped.
 

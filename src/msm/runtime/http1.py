@@ -1,27 +1,41 @@
 """HTTP/1.1 on a stream socket: from segments of bytes to `Request` objects, and one write for each answer.
 
-The peer is the node's own Envoy or node process, so what matters is to be exact and cheap: headers are not parsed into a
-mapping but looked up in the head when someone asks. Framing is strict (RFC 9112): what could be read in two ways is
-refused and the connection closed. One request of a connection is worked on at a time; pipelined ones wait.
-It knows no paths and no protocol above HTTP.
+The peer is the node's own Envoy or node process, so what matters is to be exact and cheap: headers are not parsed
+into a mapping but looked up in the head when someone asks. Framing is strict (RFC 9112): what can be read in two ways
+is refused and the connection closed. One request of a connection is worked on at a time; pipelined ones wait. It
+knows no paths and no protocol above HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
 import orjson
 
-from msm.kit.errors import InputTooLarge, InvalidInput, MsmError, Unsupported
-from msm.runtime.body import Body, ChunkedBody, SizedBody
+from msm.kit.errors import InputTooLarge, Internal, InvalidInput, MsmError, Unsupported
+from msm.runtime.body import Body, ChunkedBody, SizedBody, single_chunk
 from msm.runtime.protocols.errors import PHRASES, http_status
+
+log = logging.getLogger(__name__)
 
 MAX_HEAD: Final = 64 * 1024
 LINGER_S: Final = 2.0
 _MAX_BACKLOG: Final = 64 * 1024
+
+
+def header_needle(name: str) -> bytes:
+    """What `Request.header` looks for: the beginning of the line of the header `name`, which is lower-case."""
+    return b"\r\n%b:" % name.encode()
+
+
+_CONTENT_LENGTH: Final = header_needle("content-length")
+_TRANSFER_ENCODING: Final = header_needle("transfer-encoding")
+_CONTENT_TYPE: Final = header_needle("content-type")
+_EXPECT: Final = header_needle("expect")
 
 
 class Request:
@@ -43,29 +57,35 @@ class Request:
         self.done = False
         self.task: asyncio.Task[None] | None = None
 
-    def header(self, name: bytes) -> bytes | None:
-        """The value of a header by its lower-case name, or None. Raises InvalidInput when it came twice."""
-        needle = b"\r\n%b:" % name
+    def header(self, needle: bytes) -> bytes | None:
+        """The value of a header, or None. Raises InvalidInput when it came twice.
+
+        `needle` is how the header's line begins, see `header_needle`: made once, since this runs for each request.
+        """
         start = self._lower.find(needle)
         if start < 0:
             return None
         if self._lower.find(needle, start + 2) >= 0:
-            raise InvalidInput(f"header {name.decode('latin-1')} came twice", reason="duplicate_header")
+            name = needle[2:-1].decode("latin-1")
+            raise InvalidInput(f"header {name} came twice", reason="duplicate_header")
         start += len(needle)
         return self._head[start : self._head.find(b"\r\n", start)].strip(b" \t")
 
     def refuse_space_before_colon(self) -> None:
         """Raises InvalidInput for a framing header that another reader would understand otherwise."""
-        for name in (b"\r\ncontent-length", b"\r\ntransfer-encoding"):
-            start = self._lower.find(name)
-            if start >= 0 and self._lower[start + len(name)] in b" \t":
+        for needle in (_CONTENT_LENGTH, _TRANSFER_ENCODING):
+            start = self._lower.find(needle[:-1])
+            if start >= 0 and self._lower[start + len(needle) - 1] in b" \t":
                 raise InvalidInput("a header has a space before its colon", reason="bad_header")
 
     @property
     def is_grpc(self) -> bool:
         """Whether the caller speaks gRPC, and so must be told of errors in its way."""
-        start = self._lower.find(b"\r\ncontent-type:")
-        return start >= 0 and self._lower[start + 15 :].lstrip(b" \t").startswith(b"application/grpc")
+        start = self._lower.find(_CONTENT_TYPE)
+        if start < 0:
+            return False
+        start += len(_CONTENT_TYPE)
+        return self._lower[start : start + 40].lstrip(b" \t").startswith(b"application/grpc")
 
     def respond(self, answer: bytes) -> None:
         """Send the whole answer, head and body. Does nothing when the client has gone."""
@@ -116,7 +136,8 @@ class Connection(asyncio.Protocol):
     """One connection. Feeds requests to the listener's handler, one at a time."""
 
     __slots__ = (
-        "_backlog", "_body", "_close", "_feeding", "_head", "_listener", "_lingering", "_paused", "_request", "_transport",
+        "_backlog", "_body", "_close", "_feeding", "_head", "_lingering", "_listener", "_paused", "_request",
+        "_transport",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
@@ -228,8 +249,14 @@ class Connection(asyncio.Protocol):
             request.body = data[rest:end]
             self._dispatch(request)
             return data[end:] if end < len(data) else b""
+        if type(body) is ChunkedBody:
+            whole = single_chunk(data, rest, self._listener.max_body)
+            if whole is not None:
+                request.body = whole
+                self._dispatch(request)
+                return b""
         self._body = body
-        if request.header(b"expect") is not None and self._transport is not None:
+        if request.header(_EXPECT) is not None and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return data[rest:]
 
@@ -249,6 +276,9 @@ class Connection(asyncio.Protocol):
             self._listener.handler(request)
         except MsmError as error:
             request.respond(self._listener.refuse(request, error))
+        except Exception:
+            log.exception("a request could not be handled")
+            request.respond(self._listener.refuse(request, Internal("the request could not be handled")))
 
     def _parse(self, head: bytes) -> Request:
         end = head.find(b"\r\n")
@@ -256,7 +286,7 @@ class Connection(asyncio.Protocol):
         if len(line) != 3 or line[2] not in (b"HTTP/1.1", b"HTTP/1.0") or line[1][:1] != b"/" or not line[0].isalpha():
             raise InvalidInput("the request line is not that of HTTP/1.1", reason="bad_request_line")
         lower = head.lower()
-        if b"\0" in lower or b"\r\n " in lower or b"\r\n\t" in lower or lower.count(b"\n") != lower.count(b"\r\n"):
+        if b"\0" in lower or b"\n " in lower or b"\n\t" in lower or lower.count(b"\n") != lower.count(b"\r\n"):
             raise InvalidInput("a header holds a character that is not allowed there", reason="bad_header")
         if line[2] == b"HTTP/1.0" or lower.find(b"\r\nconnection: close") >= 0:
             self._close = True
@@ -266,8 +296,8 @@ class Connection(asyncio.Protocol):
         """How the body of `request` comes, None when there is none."""
         request.refuse_space_before_colon()
         limit = self._listener.max_body
-        length = request.header(b"content-length")
-        coding = request.header(b"transfer-encoding")
+        length = request.header(_CONTENT_LENGTH)
+        coding = request.header(_TRANSFER_ENCODING)
         if coding is not None:
             if length is not None:
                 raise InvalidInput("content-length and transfer-encoding exclude each other", reason="bad_framing")

@@ -23,10 +23,12 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     def allows(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` may stand for this tensor."""
-        own = self.shape
-        if len(shape) != len(own):
+        if len(shape) != len(self.shape):
             return False
-        return all(want in (-1, got) for want, got in zip(own, shape, strict=True))
+        for want, got in zip(self.shape, shape, strict=True):  # noqa: SIM110 - twice as fast as all() on this path
+            if want not in (-1, got):
+                return False
+        return True
 
     def example_shape(self) -> tuple[int, ...]:
         """The smallest shape of this tensor with something in it: 1 for each dimension that may vary."""
@@ -43,9 +45,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     def row_wise(self) -> bool:
         """Whether requests may be joined along the first dimension: it varies for every tensor, and all are known."""
         tensors = (*self.inputs, *self.outputs)
-        return (
-            bool(self.inputs) and bool(self.outputs) and all(tensor.shape[:1] == (-1,) for tensor in tensors)
-        )
+        return bool(self.inputs) and bool(self.outputs) and all(tensor.shape[:1] == (-1,) for tensor in tensors)
 
     @property
     def fixed_rows(self) -> bool:

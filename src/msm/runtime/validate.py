@@ -26,9 +26,7 @@ def check_inputs(signature: Signature, accepts: frozenset[str], sent: Mapping[st
         if came is None:
             if tensor.optional:
                 continue
-            raise InvalidInput(
-                f"input {tensor.name!r} is missing, got {_names(sent)}", reason="missing_input"
-            )
+            raise InvalidInput(f"input {tensor.name!r} is missing, got {_names(sent)}", reason="missing_input")
         array = came.array
         if came.datatype != tensor.datatype:
             array = _convert(tensor, came, accepts)

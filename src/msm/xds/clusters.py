@@ -65,9 +65,7 @@ def extension(name: str, config: Any) -> Any:
 
 def ads_source() -> Any:
     """The stream this process serves."""
-    return config_source_pb2.ConfigSource(
-        ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
-    )
+    return config_source_pb2.ConfigSource(ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3")
 
 
 def version_cluster_template(shared: Shared) -> Any:
@@ -103,7 +101,8 @@ def assignment(cluster: str, sockets: Iterable[str], shared: Shared) -> Any:
 
 def _locality(sockets: Iterable[str], priority: int) -> Any:
     endpoints = [
-        endpoint_components_pb2.LbEndpoint(endpoint={"address": {"pipe": {"path": socket}}}) for socket in sorted(sockets)
+        endpoint_components_pb2.LbEndpoint(endpoint={"address": {"pipe": {"path": socket}}})
+        for socket in sorted(sockets)
     ]
     return endpoint_components_pb2.LocalityLbEndpoints(priority=priority, lb_endpoints=endpoints)
 

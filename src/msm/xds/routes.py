@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2, substitution_format_string_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
-from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
@@ -80,8 +80,8 @@ class Tables:
         asked_as = [(name, name) for name in versions] + [a for a in plan.aliases if a[1] in versions]
         for name, version in asked_as:
             yield self._one_version(plan, versions[version], name)
-        yield unknown_version(plan, [header_match("content-type", prefix="application/grpc")], grpc=True)
-        yield unknown_version(plan, [], grpc=False)
+        yield self._hot(unknown_version(plan, [header_match("content-type", prefix="application/grpc")], grpc=True))
+        yield self._hot(unknown_version(plan, [], grpc=False))
         if not plan.warm:
             yield self._cold(Route(match=anything()), plan.timeout_s)
             return
@@ -130,7 +130,10 @@ class Tables:
         policy = RouteAction.RequestMirrorPolicy(
             cluster=cluster_name(version.key),
             runtime_fraction={
-                "default_value": {"numerator": plan.mirror.percent, "denominator": percent_pb2.FractionalPercent.HUNDRED}
+                "default_value": {
+                    "numerator": plan.mirror.percent,
+                    "denominator": percent_pb2.FractionalPercent.HUNDRED,
+                }
             },
             disable_shadow_host_suffix_append=True,
         )

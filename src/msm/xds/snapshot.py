@@ -56,9 +56,7 @@ class Change:
 def versioned(resources: Mapping[str, Mapping[str, bytes]]) -> tuple[Resource, ...]:
     """`resources` (type URL → name → bytes) with their versions, in sending order."""
     return tuple(
-        Resource(kind, name, version_of(body), body)
-        for kind in ORDER
-        for name, body in resources.get(kind, {}).items()
+        Resource(kind, name, version_of(body), body) for kind in ORDER for name, body in resources.get(kind, {}).items()
     )
 
 

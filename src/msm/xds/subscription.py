@@ -64,7 +64,13 @@ class Stream:
         """These resources have changed."""
         for type_url, name in keys:
             kind = self._types.get(type_url)
-            if kind is not None and kind.wants(name):
+            if kind is None or not kind.wants(name):
+                continue
+            if type_url == EDS and name not in self._world.of(EDS):
+                # It goes with its cluster. Calling it removed would take the endpoints away before that.
+                kind.due.discard(name)
+                kind.sent.pop(name, None)
+            else:
                 kind.due.add(name)
 
     def accepted(self, key: Key) -> bool:
@@ -196,8 +202,7 @@ class Stream:
     def _frame(self, type_url: str, kind: _Type, due: set[str]) -> Iterator[bytes]:
         resources = self._world.of(type_url)
         present = [resources[name] for name in due if name in resources]
-        # An assignment goes with its cluster; calling it removed would take the endpoints away before that.
-        gone = [name for name in due if name not in resources and name in kind.sent and type_url != EDS]
+        gone = [name for name in due if name not in resources and name in kind.sent]
         for name in due:
             self._refused.pop((type_url, name), None)
             if name not in resources:

@@ -102,7 +102,7 @@ def test_all_faults_of_all_documents_are_told_at_once():
 def test_rules_between_parts_have_lines_too():
     text = GOOD + "  traffic:\n    split:\n    - {version: v1, weight: 90}\n    - {version: v9, weight: 9}\n"
     assert [(path, said.split(":")[0]) for path, said in faults(text)] == [
-        ("$.spec.traffic.split", "line 9"),
+        ("$.spec.traffic.split", "line 8"),
         ("$.spec.traffic.split[1].version", "line 10"),
     ]
 

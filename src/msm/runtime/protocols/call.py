@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from msm.kit.errors import InvalidInput
 from msm.runtime.protocols.tensors import Array
@@ -14,22 +15,21 @@ MAX_TENSORS: Final = 1_000
 MAX_TIMEOUT_S: Final = 86_400.0
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """One tensor as it came: the datatype that the caller named, and the values."""
 
     datatype: str
     array: Array
 
 
-class WantedOutput(NamedTuple):
+class WantedOutput(msgspec.Struct, frozen=True, gc=False):
     """One output that the caller asks for; `binary` None leaves the form to the request's default."""
 
     name: str
     binary: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceCall:
+class InferenceCall(msgspec.Struct, frozen=True):
     """A decoded inference request.
 
     `outputs` None means all outputs. `timeout_s` is the caller's own limit, if any. `binary` is the form of outputs
@@ -52,9 +52,7 @@ def check_id(text: str) -> None:
 def check_count(what: str, count: int) -> None:
     """Raises InvalidInput when a request names more tensors than any model has."""
     if count > MAX_TENSORS:
-        raise InvalidInput(
-            f"{count} {what} were sent, at most {MAX_TENSORS} are allowed", reason=f"too_many_{what}"
-        )
+        raise InvalidInput(f"{count} {what} were sent, at most {MAX_TENSORS} are allowed", reason=f"too_many_{what}")
 
 
 def duplicate(what: str, name: str) -> InvalidInput:

@@ -1,15 +1,15 @@
 """Open Inference Protocol v2 over gRPC: message framing, statuses, and ModelInfer as named tensors. Pure.
 
-A gRPC call reaches the worker as an HTTP/1.1 request with one length-prefixed message as its body; the answer is one
-such message in chunks, with the status in the trailers. A call that failed is answered by headers alone ("Trailers-Only"
-in the gRPC over HTTP/2 specification).
+A gRPC call reaches the worker as an HTTP/1.1 request with one length-prefixed message as its body; the answer is
+one such message in chunks, with the status in the trailers. A call that failed is answered by headers alone
+("Trailers-Only" in the gRPC over HTTP/2 specification).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -35,12 +35,15 @@ _FIELDS: Final = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+# Tags of length-delimited fields of ModelInferResponse.
+_ID: Final = bytes((pb.ModelInferResponse.ID_FIELD_NUMBER << 3 | 2,))
+_RAW: Final = bytes((pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2,))
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 M = TypeVar("M", bound=Message)
 
 
 def unframe(body: bytes) -> bytes:
-    """The message in a body of exactly one frame. Raises Unsupported for a compressed one, Internal for a broken one."""
+    """The message in a body of exactly one frame. Raises Unsupported if it is compressed, Internal if it is broken."""
     if len(body) < 5:
         raise Internal(f"the body has {len(body)} bytes, a gRPC frame has at least 5", reason="invalid_frame")
     if body[0] == 1:
@@ -62,7 +65,7 @@ def frame(message: bytes) -> bytes:
 def parse(kind: type[M], body: bytes) -> M:
     """The message of `kind` in a framed body. Raises Internal, as gRPC asks for a message that cannot be read."""
     try:
-        return kind.FromString(unframe(body))
+        return cast("M", kind.FromString(unframe(body)))
     except DecodeError as error:
         raise Internal(f"the body is not a {kind.DESCRIPTOR.name} message", reason="invalid_message") from error
 
@@ -170,14 +173,28 @@ def _outputs(items: Any) -> tuple[WantedOutput, ...]:
 def encode(model: str, version: str, call_id: str, outputs: Mapping[str, tuple[str, Array]]) -> bytes:
     """A ModelInferResponse with raw contents.
 
-    Two serialised messages one after the other are one message with the fields of both, so that all but the values
-    is made once for each shape.
+    Two serialised messages one after the other are one message with the fields of both (protobuf encoding,
+    "Last One Wins"), so that all but the id and the values is made once for each shape.
     """
-    shape = tuple((name, datatype, array.shape) for name, (datatype, array) in outputs.items())
-    values = pb.ModelInferResponse(
-        id=call_id, raw_output_contents=[tensors.write_binary(array) for _, array in outputs.values()]
-    )
-    return _response_head(model, version, shape) + values.SerializeToString()
+    shape = tuple([(name, datatype, array.shape) for name, (datatype, array) in outputs.items()])
+    parts = [_response_head(model, version, shape)]
+    if call_id:
+        parts.append(_field(_ID, call_id.encode()))
+    parts += [_field(_RAW, tensors.write_binary(array)) for _, array in outputs.values()]
+    return b"".join(parts)
+
+
+def _field(tag: bytes, value: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    left = len(value)
+    if left < 0x80:
+        return b"%b%c%b" % (tag, left, value)
+    size = bytearray()
+    while left >= 0x80:
+        size.append(left & 0x7F | 0x80)
+        left >>= 7
+    size.append(left)
+    return b"%b%b%b" % (tag, bytes(size), value)
 
 
 @lru_cache(maxsize=4096)
@@ -185,4 +202,5 @@ def _response_head(model: str, version: str, outputs: tuple[tuple[str, str, tupl
     message = pb.ModelInferResponse(model_name=model, model_version=version)
     for name, datatype, shape in outputs:
         message.outputs.add(name=name, datatype=datatype, shape=shape)
-    return message.SerializeToString()
+    head: bytes = message.SerializeToString()
+    return head

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -237,7 +237,7 @@ def _levels(view: memoryview) -> int:
     return 1 if match is None else match[0].count(b"[")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _decoder(datatype: str, levels: int) -> msgspec.json.Decoder[Any]:
     kind: Any = _ELEMENTS[datatype]
     for _ in range(levels):
@@ -301,8 +301,8 @@ def encode(
     """The body of an answer, and the length of its JSON part when binary data follow (else None).
 
     `prefix` is `answer_prefix` of the version; `binary` tells which outputs go as binary data, None: no one. NaN and
-    infinities, which JSON lacks, become null there. Raises InvalidInput for text that is not UTF-8, which needs
-    binary data.
+    infinities, which JSON lacks, become null there. Arrays must be contiguous. Raises InvalidInput for text that is
+    not UTF-8, which needs binary data.
     """
     parts: list[bytes] = []
     blobs: list[bytes] = []
@@ -310,7 +310,9 @@ def encode(
         if binary is not None and binary[name]:
             blob = tensors.write_binary(array)
             blobs.append(blob)
-            parts.append(b'%b"parameters":{"binary_data_size":%d}}' % (_output_prefix(name, datatype, array.shape), len(blob)))
+            parts.append(
+                b'%b"parameters":{"binary_data_size":%d}}' % (_output_prefix(name, datatype, array.shape), len(blob))
+            )
         else:
             parts.append(b'%b"data":%b}' % (_output_prefix(name, datatype, array.shape), _data(name, array)))
     ident = b'"id":%b,' % orjson.dumps(call_id) if call_id else b""
@@ -327,13 +329,17 @@ def answer_prefix(model: str, version: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _output_prefix(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
-    return b'{"name":%b,"datatype":"%b","shape":%b,' % (orjson.dumps(name), datatype.encode(), orjson.dumps(list(shape)))
+    return b'{"name":%b,"datatype":"%b","shape":%b,' % (
+        orjson.dumps(name),
+        datatype.encode(),
+        orjson.dumps(list(shape)),
+    )
 
 
 def _data(name: str, array: Array) -> bytes:
     flat = array.reshape(-1)
     if flat.dtype != object:
-        return orjson.dumps(np.ascontiguousarray(flat), option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
     try:
         return orjson.dumps([tensors.as_bytes(element).decode() for element in flat.tolist()])
     except UnicodeDecodeError as error:

@@ -107,9 +107,7 @@ def read_binary(name: str, datatype: str, shape: Sequence[int], data: Buffer) ->
         )
     array = np.frombuffer(data, dtype)
     if datatype == "BOOL" and count and array.view(np.uint8).max() > 1:
-        raise InvalidInput(
-            f"input {name!r} is BOOL and has a byte other than 0 and 1", reason="value_out_of_range"
-        )
+        raise InvalidInput(f"input {name!r} is BOOL and has a byte other than 0 and 1", reason="value_out_of_range")
     return array.reshape(shape)
 
 
@@ -173,15 +171,16 @@ def as_bytes(element: Any) -> bytes:
 def wire_array(name: str, value: Any) -> tuple[str, Array]:
     """What a model gave for an output, as (datatype, array that the codecs can write).
 
-    Lists and scalars become arrays, text becomes BYTES. Raises Internal for a type that has no wire form.
+    Lists and scalars become arrays, text becomes BYTES, all in row-major order without gaps. Raises Internal for a
+    type that has no wire form.
     """
     if type(value) is not np.ndarray:
         try:
             value = np.asarray(value)
         except ValueError as error:
-            raise Internal(
-                f"output {name!r} of the model is ragged", reason="model_output_invalid"
-            ) from error
+            raise Internal(f"output {name!r} of the model is ragged", reason="model_output_invalid") from error
+    if not value.flags.c_contiguous:
+        value = value.copy(order="C")
     datatype = DATATYPES.get(value.dtype)
     if datatype is not None:
         return datatype, value

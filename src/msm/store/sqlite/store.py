@@ -31,7 +31,7 @@ from msm.store.sqlite.database import (
     open_reader,
     open_writer,
 )
-from msm.store.sqlite.writer import Writer
+from msm.store.sqlite.writer import Work, Writer
 from msm.store.values import Change, Listing, Reading, Txn, TxnResult
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class SqliteStore:
                 self._deadlines[id_] = self._clock.monotonic() + ttl_s
             return id_, revision
 
-        granted = self._writer.submit(work)
+        granted = self._submit(work)
         # Started before the answer, so that a cancelled caller leaves no lease without an end; its jobs come after.
         self._tasks.start(f"lease {id_}", self._expire(id_))
         return await granted
@@ -184,17 +184,17 @@ class SqliteStore:
             self._deadlines[lease] = self._clock.monotonic() + ttl_s
             return ttl_s, revision
 
-        return await self._writer.submit(work)
+        return await self._submit(work)
 
     async def revoke(self, lease: int) -> None:
-        await self._writer.submit(lambda db, revision: (None, self._end(db, lease, revision)))
+        await self._submit(lambda db, revision: (None, self._end(db, lease, revision)))
 
     async def compact(self, revision: int) -> None:
         def begin(db: apsw.Connection, current: int) -> tuple[None, int]:
             rows.begin_compact(db, revision, current)
             return None, current
 
-        await self._writer.submit(begin)
+        await self._submit(begin)
         start: int | None = 0
         while start is not None:
             start = await self._forget(revision, start)
@@ -210,15 +210,20 @@ class SqliteStore:
             return self._files.inline.read(work)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._files.long.read, work)
 
+    def _submit(self, work: Work[T]) -> asyncio.Future[T]:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        return self._writer.submit(work)
+
     async def _write(self, txn: Txn) -> TxnResult:
         def work(db: apsw.Connection, revision: int) -> tuple[TxnResult, int]:
             result = rows.write(db, txn, revision)
             return result, result.revision
 
-        return await self._writer.submit(work)
+        return await self._submit(work)
 
     def _forget(self, revision: int, start: int) -> asyncio.Future[int | None]:
-        return self._writer.submit(lambda db, current: (rows.forget(db, revision, FORGET_ROWS, start), current))
+        return self._submit(lambda db, current: (rows.forget(db, revision, FORGET_ROWS, start), current))
 
     def _committed(self, revision: int) -> None:
         self._revision = revision
@@ -236,21 +241,22 @@ class SqliteStore:
         """Sleep until the lease's deadline, again after each renewal, and end it then."""
 
         def work(db: apsw.Connection, revision: int) -> tuple[float | None, int]:
-            now = self._clock.monotonic()
-            if now < (deadline := self._deadlines.get(lease, now)):
-                return deadline - now, revision
+            deadline = self._deadlines.get(lease)
+            if deadline is not None and self._clock.monotonic() < deadline:
+                return deadline, revision
             return None, self._end(db, lease, revision)
 
         while True:
             try:
-                left_s = await self._writer.submit(work)
+                deadline = await self._submit(work)
             except LeaseGone:
                 return  # revoked meanwhile
             except StoreError:
-                left_s = RETRY_S  # no disk space for the deletes: they are due until they succeed
-            if left_s is None:
+                deadline = self._clock.monotonic() + RETRY_S  # no space for the deletes: due until they succeed
+            if deadline is None:
                 return
-            await self._clock.sleep(left_s)
+            if (left_s := deadline - self._clock.monotonic()) > 0:
+                await self._clock.sleep(left_s)
 
 
 def _open_files(database: Path | None, quota_bytes: int | None) -> _Files:

@@ -1,0 +1,116 @@
+"""Declared models: apply, read, delete, history, roll back. The rules are the catalog's; here they are only spoken."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from msm.api.bodies import MANIFESTS, answer, flag, number, read_body, read_json
+from msm.api.deps import ADMIN, deps_of
+from msm.kit.errors import NotFound
+from msm.resources.manifest import load
+from msm.resources.meta import ObjectKey, is_name
+from msm.resources.text import shown
+from msm.resources.wire import ApplyReport, ChangeReport, HistoryEntry, HistoryList, ModelList, RollbackRequest
+from msm.store import Change
+
+KIND = "Model"
+MOST_REVISION = 2**63 - 1
+_ONE = "/models/{namespace}/{name}"
+
+
+async def apply(request: Request) -> Response:
+    """Declare all resources of the body in one transaction, or say what doing so would change and move."""
+    deps = deps_of(request)
+    body = await read_body(request, MANIFESTS)
+    dry_run = flag(request, "dryRun")
+    located = await asyncio.to_thread(load, body)  # a megabyte of YAML takes a while
+    changes = await deps.catalog.apply([item.resource for item in located], who=ADMIN, dry_run=dry_run)
+    wanted = [change.after for change in changes if change.after is not None]
+    return answer(
+        ApplyReport(
+            changes=tuple(_report(change) for change in changes),
+            plan=deps.node.preview(wanted) if dry_run else (),
+            dry_run=dry_run,
+        )
+    )
+
+
+async def list_models(request: Request) -> Response:
+    revision, models = await deps_of(request).catalog.list(KIND, request.query_params.get("namespace"))
+    return answer(ModelList(revision=revision, items=models))
+
+
+async def one_model(request: Request) -> Response:
+    """Read or delete: one route for both, so that other methods are told of both."""
+    deps, key = deps_of(request), key_of(request)
+    if request.method != "DELETE":
+        return answer(await deps.catalog.get(key))
+    seen = number(request, "resourceVersion", least=0, most=MOST_REVISION)
+    return answer(_report(await deps.catalog.delete(key, who=ADMIN, resource_version=seen)))
+
+
+async def history(request: Request) -> Response:
+    entries = await deps_of(request).catalog.history(key_of(request))
+    return answer(
+        HistoryList(
+            items=tuple(
+                HistoryEntry(
+                    generation=entry.generation,
+                    action=entry.action,
+                    who=entry.who,
+                    at=entry.at,
+                    restored=entry.restored,
+                )
+                for entry in entries
+            )
+        )
+    )
+
+
+async def at_generation(request: Request) -> Response:
+    key = key_of(request)
+    text = request.path_params["generation"]
+    if not (text.isascii() and text.isdigit() and len(text) < 13):
+        raise NotFound(f"{key} has no generation {shown(text)}: generations are whole numbers from 1")
+    return answer(await deps_of(request).catalog.at_generation(key, int(text)))
+
+
+async def rollback(request: Request) -> Response:
+    deps, key = deps_of(request), key_of(request)
+    wanted = await read_json(request, RollbackRequest, default=RollbackRequest())
+    return answer(_report(await deps.catalog.rollback(key, to=wanted.to, who=ADMIN)))
+
+
+def key_of(request: Request) -> ObjectKey:
+    """The object that the path names. Raises NotFound when nothing can have that name."""
+    namespace, name = request.path_params["namespace"], request.path_params["name"]
+    for part in (namespace, name):
+        if not is_name(part):
+            raise NotFound(f"there is no model {shown(f'{namespace}/{name}')}: {shown(part)} is not a name")
+    return ObjectKey(KIND, namespace, name)
+
+
+def _report(change: Change) -> ChangeReport:
+    return ChangeReport(
+        kind=change.key.kind,
+        namespace=change.key.namespace,
+        name=change.key.name,
+        action=change.action,
+        generation=change.generation,
+        before=change.before,
+        after=change.after,
+    )
+
+
+ROUTES = [
+    Route("/apply", apply, methods=["POST"]),
+    Route("/models", list_models, methods=["GET"]),
+    Route(_ONE, one_model, methods=["GET", "DELETE"]),
+    Route(f"{_ONE}/history", history, methods=["GET"]),
+    Route(f"{_ONE}/history/{{generation}}", at_generation, methods=["GET"]),
+    Route(f"{_ONE}/rollback", rollback, methods=["POST"]),
+]

@@ -1,0 +1,104 @@
+"""Complete HTTP answers of the data socket, REST and gRPC. Pure: bytes from values, with all that repeats made once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from msm.kit.errors import InvalidInput, MsmError
+from msm.runtime.batching import Outputs
+from msm.runtime.http1 import json_answer
+from msm.runtime.protocols import oip_grpc, oip_json
+from msm.runtime.protocols.call import InferenceCall
+from msm.runtime.protocols.errors import grpc_status, http_status, retry_after_s
+from msm.runtime.protocols.tensors import Array
+
+RETRIABLE = b"x-msm-retriable: true\r\n"
+_GRPC = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who answers: the headers of every answer for a version, and the beginnings of its inference answers."""
+
+    model: str
+    version: str
+    headers: bytes
+    json_head: bytes
+    binary_head: bytes
+    grpc_head: bytes
+    json_prefix: bytes
+
+
+@lru_cache(maxsize=16384)
+def origin(target: str, worker: str) -> Origin:
+    """The `Origin` of a target ("namespace/model/version") on a worker."""
+    namespace, _, rest = target.partition("/")
+    model, _, version = rest.rpartition("/")
+    name = model if namespace == "default" else f"{namespace}/{model}"
+    headers = f"x-msm-model: {name}\r\nx-msm-version: {version}\r\nx-msm-worker: {worker}\r\n".encode()
+    return Origin(
+        name,
+        version,
+        headers,
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + headers + b"content-length: ",
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n" + headers,
+        _GRPC + headers + b"transfer-encoding: chunked\r\n\r\n",
+        oip_json.answer_prefix(name, version),
+    )
+
+
+def rest_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> bytes:
+    """The answer to a REST inference request. Raises MsmError when the outputs can't be told in the form asked for."""
+    chosen: Mapping[str, tuple[str, Array]] = outputs
+    binary: dict[str, bool] | None = None
+    if call.outputs is not None:
+        chosen = _choose(call, outputs)
+        binary = {wanted.name: call.binary if wanted.binary is None else wanted.binary for wanted in call.outputs}
+    elif call.binary:
+        binary = dict.fromkeys(outputs, True)
+    body, json_length = oip_json.encode(source.json_prefix, call.id, chosen, binary)
+    if json_length is None:
+        return b"%b%d\r\n\r\n%b" % (source.json_head, len(body), body)
+    return b"%binference-header-content-length: %d\r\ncontent-length: %d\r\n\r\n%b" % (
+        source.binary_head, json_length, len(body), body,
+    )  # fmt: skip
+
+
+def grpc_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> bytes:
+    """The answer to a ModelInfer call."""
+    chosen = outputs if call.outputs is None else _choose(call, outputs)
+    return grpc_message(source, oip_grpc.encode(source.model, source.version, call.id, chosen))
+
+
+def _choose(call: InferenceCall, outputs: Outputs) -> Mapping[str, tuple[str, Array]]:
+    wanted = call.outputs or ()
+    for output in wanted:
+        if output.name not in outputs:
+            raise InvalidInput(
+                f"there is no output {output.name[:100]!r}, the outputs are {', '.join(outputs)[:200]}",
+                reason="unknown_output",
+            )
+    return {output.name: outputs[output.name] for output in wanted}
+
+
+def grpc_message(source: Origin | None, message: bytes) -> bytes:
+    """One message and status OK in the trailers."""
+    head = _GRPC + b"transfer-encoding: chunked\r\n\r\n" if source is None else source.grpc_head
+    framed = oip_grpc.frame(message)
+    return b"%b%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n" % (head, len(framed), framed)
+
+
+def refusal(error: MsmError, headers: bytes, *, grpc: bool, status: int | None = None) -> bytes:
+    """The answer to an error: JSON for REST, status and message in the head for gRPC. `headers` are whole lines."""
+    wait = retry_after_s(error)
+    if wait is not None:
+        headers += b"retry-after: %d\r\n" % math.ceil(wait)
+    if not grpc:
+        body = {"error": error.message, "code": error.reason}
+        return json_answer(status or http_status(error), body, headers)
+    return b"%b%bgrpc-status: %d\r\ngrpc-message: %b\r\ncontent-length: 0\r\n\r\n" % (
+        _GRPC, headers, grpc_status(error), oip_grpc.percent_encode(error.message),
+    )  # fmt: skip

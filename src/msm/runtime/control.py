@@ -1,0 +1,96 @@
+"""The control socket: load, unload, index and liveness, for the node process alone (OIP repository extension)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from msm.kit.errors import InvalidInput, MsmError, NotFound
+from msm.kit.tasks import Tasks
+from msm.runtime import memory
+from msm.runtime.http1 import Request, json_answer, plain_refusal
+from msm.runtime.repository import LoadSpec, Repository
+
+_PREFIX: Final = b"/v2/repository/models/"
+_DRAIN_S: Final = 30.0
+T = TypeVar("T")
+
+
+class _LoadBody(msgspec.Struct, frozen=True):
+    parameters: LoadSpec
+
+
+class _UnloadBody(msgspec.Struct, frozen=True):
+    drain_s: float = _DRAIN_S
+
+
+class ControlApp:
+    """Answers the requests of the control socket."""
+
+    def __init__(self, worker: str, repository: Repository, tasks: Tasks) -> None:
+        self._worker = worker
+        self._repository = repository
+        self._tasks = tasks
+
+    def handle(self, request: Request) -> None:
+        """Answer a request; a load or unload is answered when it has ended."""
+        path, method = request.path.partition(b"?")[0], request.method
+        if path == b"/v2/health/live" and method == b"GET":
+            request.respond(json_answer(200, self._live()))
+        elif path == b"/v2/repository/index" and method == b"POST":
+            request.respond(json_answer(200, [msgspec.to_builtins(entry) for entry in self._repository.index()]))
+        elif path.startswith(_PREFIX) and method == b"POST":
+            self._change(request, path[len(_PREFIX) :])
+        else:
+            raise NotFound(
+                f"there is no call {method.decode('latin-1')[:20]} {path[:100].decode('latin-1')!r}",
+                reason="no_such_path",
+            )
+
+    def _live(self) -> dict[str, Any]:
+        return {"live": True, "pid": os.getpid(), "id": self._worker, "rss_bytes": memory.resident_bytes()}
+
+    def _change(self, request: Request, rest: bytes) -> None:
+        name, _, verb = rest.rpartition(b"/")
+        target = unquote(name.decode("latin-1"), errors="strict")
+        if (
+            target.count("/") != 2
+            or not all(target.split("/"))
+            or len(target.encode()) > 255
+            or not target.isprintable()
+        ):
+            raise InvalidInput(f"{target[:100]!r} is not namespace/model/version", reason="invalid_target")
+        if verb == b"load":
+            spec = _decoded(request.body, _LoadBody).parameters
+            work = self._load(target, spec)
+        elif verb == b"unload":
+            drain_s = _decoded(request.body or b"{}", _UnloadBody).drain_s
+            work = self._unload(target, drain_s)
+        else:
+            raise NotFound(f"a version cannot be told to {verb[:20].decode('latin-1')!r}", reason="no_such_path")
+        request.task = self._tasks.start(f"{verb.decode()} call for {target}", _answer(request, work))
+
+    async def _load(self, target: str, spec: LoadSpec) -> object:
+        return msgspec.to_builtins(await self._repository.load(target, spec))
+
+    async def _unload(self, target: str, drain_s: float) -> object:
+        await self._repository.unload(target, drain_s)
+        return {}
+
+
+async def _answer(request: Request, work: Coroutine[Any, Any, object]) -> None:
+    try:
+        request.respond(json_answer(200, await work))
+    except MsmError as error:
+        request.respond(plain_refusal(request, error))
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the body is wrong: {str(error).replace('`', chr(39))}", reason="invalid_body") from error

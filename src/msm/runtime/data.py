@@ -1,0 +1,320 @@
+"""The data socket: inference, metadata and readiness over REST and gRPC, for the versions this worker holds.
+
+A request is routed by its path, its version chosen by the header `x-msm-target`; then decode → check → submit. Errors
+are raised and become answers in the caller's protocol at one place, `refuse`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from google.protobuf.message import Message
+
+import msm
+from msm.kit.errors import InvalidInput, MsmError, NotFound, Unavailable, Unsupported
+from msm.runtime import answers
+from msm.runtime.answers import Origin
+from msm.runtime.batching import Outputs
+from msm.runtime.engine import Engine, Job
+from msm.runtime.http1 import Request, header_needle, json_answer
+from msm.runtime.protocols import oip_grpc, oip_json
+from msm.runtime.protocols import oip_pb2 as pb
+from msm.runtime.protocols.call import InferenceCall
+from msm.runtime.repository import Repository
+from msm.runtime.signature import Signature, Tensor
+from msm.runtime.validate import check_inputs, check_wanted
+
+log = logging.getLogger(__name__)
+
+NAMESPACE: Final = "default"
+EXTENSIONS: Final = ("binary_tensor_data",)
+_TARGET: Final = header_needle("x-msm-target")
+_HEADER_LENGTH: Final = header_needle("inference-header-content-length")
+_GRPC_TIMEOUT: Final = header_needle("grpc-timeout")
+_CONTENT_TYPE: Final = header_needle("content-type")
+_CONTENT_ENCODING: Final = header_needle("content-encoding")
+_JSON: Final = (b"application/json", b"application/octet-stream")
+
+
+class _InferJob(Job):
+    """A request that waits for its version."""
+
+    __slots__ = ("call", "request", "source")
+
+    def __init__(self, inputs: dict[str, Any], request: Request, source: Origin, call: InferenceCall) -> None:
+        super().__init__(inputs)
+        self.request = request
+        self.source = source
+        self.call = call
+
+    @property
+    def abandoned(self) -> bool:
+        return self.request.done
+
+    def fail(self, error: MsmError) -> None:
+        request = self.request
+        request.respond(answers.refusal(error, error_headers(error, self.source), grpc=request.is_grpc))
+
+
+class RestJob(_InferJob):
+    """A request over REST."""
+
+    __slots__ = ()
+
+    def succeed(self, outputs: Outputs) -> None:
+        self.request.respond(answers.rest_inference(self.source, self.call, outputs))
+
+
+class GrpcJob(_InferJob):
+    """A request over gRPC."""
+
+    __slots__ = ()
+
+    def succeed(self, outputs: Outputs) -> None:
+        self.request.respond(answers.grpc_inference(self.source, self.call, outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path means: a call and the model and version it names. `method` is the only one allowed."""
+
+    call: str
+    method: bytes
+    model: str = ""
+    version: str = ""
+
+
+@lru_cache(maxsize=16384)
+def route(path: bytes) -> Route | None:
+    """The meaning of a request's path, None when it has none."""
+    if path.startswith(b"/inference.GRPCInferenceService/"):
+        return Route("grpc." + path.rpartition(b"/")[2].decode("latin-1"), b"POST")
+    parts = path.partition(b"?")[0].rstrip(b"/").split(b"/")[1:]
+    if parts[:2] == [b"v2", b"models"] and len(parts) > 2:
+        return _model_route(parts[2:])
+    calls = {(b"v2",): "server", (b"v2", b"health", b"live"): "live", (b"v2", b"health", b"ready"): "ready"}
+    call = calls.get(tuple(parts))
+    return None if call is None else Route(call, b"GET")
+
+
+def _model_route(parts: list[bytes]) -> Route | None:
+    model, version = _text(parts[0]), ""
+    rest = parts[1:]
+    if rest[:1] == [b"versions"] and len(rest) > 1:
+        version = _text(rest[1])
+        rest = rest[2:]
+        if not version:
+            return None
+    calls = {(): ("metadata", b"GET"), (b"ready",): ("model_ready", b"GET"), (b"infer",): ("infer", b"POST")}
+    found = calls.get(tuple(rest))
+    return None if found is None or not model else Route(*found, model, version)
+
+
+def _text(part: bytes) -> str:
+    return unquote_to_bytes(part).decode("utf-8", "replace")
+
+
+def error_headers(error: MsmError, source: Origin | None) -> bytes:
+    """Who refused it, and whether another worker may do better."""
+    headers = b"" if source is None else source.headers
+    return headers + answers.RETRIABLE if isinstance(error, Unavailable) else headers
+
+
+class DataApp:
+    """Answers the requests of the data socket. `draining` makes it send new ones to another worker."""
+
+    def __init__(self, worker: str, repository: Repository) -> None:
+        self._worker = worker
+        self._repository = repository
+        self.draining = False
+
+    def handle(self, request: Request) -> None:
+        """Answer a request, now or when its job is done."""
+        source: Origin | None = None
+        try:
+            found = route(request.path)
+            if found is None:
+                raise NotFound(f"there is no path {request.path[:100].decode('latin-1')!r} here", reason="no_such_path")
+            if request.method != found.method:
+                request.respond(self._wrong_method(request, found))
+                return
+            if found.call.startswith("grpc."):
+                self._grpc(request, found.call[5:])
+            elif not found.model:
+                self._server(request, found.call)
+            else:
+                target = self._target(request, found.model, found.version)
+                source = answers.origin(target, self._worker)
+                if found.call == "infer":
+                    self._infer(request, target, source)
+                else:
+                    self._model(request, found.call, target, source)
+        except MsmError as error:
+            request.respond(self.refuse(request, error, source))
+
+    def refuse(self, request: Request | None, error: MsmError, source: Origin | None = None) -> bytes:
+        """The answer to an error, in the protocol of the request."""
+        if source is None:
+            source = self._source_of(request)
+        return answers.refusal(error, error_headers(error, source), grpc=request is not None and request.is_grpc)
+
+    def _source_of(self, request: Request | None) -> Origin | None:
+        try:
+            target = None if request is None else request.header(_TARGET)
+        except InvalidInput:
+            return None
+        return None if target is None else answers.origin(target.decode("latin-1"), self._worker)
+
+    def _wrong_method(self, request: Request, found: Route) -> bytes:
+        method = request.method.decode("latin-1")
+        error = InvalidInput(f"method {method[:20]} is not offered here, only {found.method.decode()}")
+        error.reason = "method_not_allowed"
+        allow = b"allow: %b\r\n" % found.method
+        return answers.refusal(error, allow, grpc=request.is_grpc, status=405)
+
+    def _target(self, request: Request, model: str, version: str) -> str:
+        """The version a request is for: told by the mesh in a header, else by the caller in the path."""
+        told = request.header(_TARGET)
+        if told is not None:
+            return told.decode("latin-1")
+        model = model if "/" in model else f"{NAMESPACE}/{model}"
+        if not version:
+            return self._repository.newest_of(model) or f"{model}/"
+        return f"{model}/{version}"
+
+    def _engine(self, target: str) -> Engine:
+        engine = self._repository.find(target)
+        if engine is None or self.draining:
+            why = "not on this worker" if engine is None else "on a worker that is stopping"
+            raise Unavailable(f"version {target[:200].rstrip('/')} is {why}", reason="not_loaded")
+        return engine
+
+    def _infer(self, request: Request, target: str, source: Origin) -> None:
+        engine = self._engine(target)
+        _check_content(request)
+        length = request.header(_HEADER_LENGTH)
+        call = oip_json.decode(request.body, None if length is None else _header_length(length))
+        inputs = self._inputs(engine, call)
+        engine.submit(RestJob(inputs, request, source, call), call.timeout_s)
+
+    def _inputs(self, engine: Engine, call: InferenceCall) -> dict[str, Any]:
+        signature = engine.signature
+        if call.outputs is not None:
+            check_wanted(signature, call.outputs)
+        return check_inputs(signature, engine.accepts, call.inputs)
+
+    def _server(self, request: Request, call: str) -> None:
+        if call == "server":
+            server = {"name": "msm", "version": msm.__version__, "extensions": EXTENSIONS}
+            request.respond(json_answer(200, server))
+        elif call == "live":
+            request.respond(json_answer(200, {"live": True}))
+        else:
+            request.respond(json_answer(503 if self.draining else 200, {"ready": not self.draining}))
+
+    def _model(self, request: Request, call: str, target: str, source: Origin) -> None:
+        engine = self._engine(target)
+        if call == "metadata":
+            request.respond(json_answer(200, self._metadata(target, source, engine.signature), source.headers))
+            return
+        ready = engine.state == "READY"
+        headers = source.headers if ready else source.headers + answers.RETRIABLE
+        body = {"name": source.model, "version": source.version, "ready": ready}
+        request.respond(json_answer(200 if ready else 503, body, headers))
+
+    def _metadata(self, target: str, source: Origin, signature: Signature) -> dict[str, Any]:
+        result = self._repository.result(target)
+        return {
+            "name": source.model,
+            "versions": [source.version],
+            "platform": "" if result is None else result.format,
+            "inputs": [_tensor(tensor) for tensor in signature.inputs],
+            "outputs": [_tensor(tensor) for tensor in signature.outputs],
+        }
+
+    def _grpc(self, request: Request, call: str) -> None:
+        if not request.is_grpc:
+            raise Unsupported("gRPC calls need content-type application/grpc", reason="wrong_content_type")
+        if call == "ModelInfer":
+            self._grpc_infer(request)
+        elif call in ("ModelReady", "ModelMetadata"):
+            self._grpc_model(request, call)
+        elif call in ("ServerLive", "ServerReady", "ServerMetadata"):
+            oip_grpc.parse(getattr(pb, f"{call}Request"), request.body)
+            request.respond(answers.grpc_message(None, self._server_answer(call).SerializeToString()))
+        else:
+            raise Unsupported(f"call {call[:100]!r} is not offered", reason="unknown_call")
+
+    def _server_answer(self, call: str) -> Message:
+        if call == "ServerLive":
+            return pb.ServerLiveResponse(live=True)
+        if call == "ServerReady":
+            return pb.ServerReadyResponse(ready=not self.draining)
+        return pb.ServerMetadataResponse(name="msm", version=msm.__version__, extensions=EXTENSIONS)
+
+    def _grpc_infer(self, request: Request) -> None:
+        message = oip_grpc.parse(pb.ModelInferRequest, request.body)
+        target = self._target(request, message.model_name, message.model_version)
+        source = answers.origin(target, self._worker)
+        try:
+            engine = self._engine(target)
+            call = oip_grpc.decode(message)
+            timeout = _shorter(call.timeout_s, request.header(_GRPC_TIMEOUT))
+            engine.submit(GrpcJob(self._inputs(engine, call), request, source, call), timeout)
+        except MsmError as error:
+            request.respond(self.refuse(request, error, source))
+
+    def _grpc_model(self, request: Request, call: str) -> None:
+        message = oip_grpc.parse(getattr(pb, f"{call}Request"), request.body)
+        target = self._target(request, message.name, message.version)
+        source = answers.origin(target, self._worker)
+        try:
+            engine = self._engine(target)
+        except MsmError as error:
+            request.respond(self.refuse(request, error, source))
+            return
+        if call == "ModelReady":
+            answer: Message = pb.ModelReadyResponse(ready=engine.state == "READY")
+        else:
+            answer = pb.ModelMetadataResponse(**self._metadata(target, source, engine.signature))
+        request.respond(answers.grpc_message(source, answer.SerializeToString()))
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+
+
+def _check_content(request: Request) -> None:
+    """Raises Unsupported for a body that is not JSON in UTF-8 (with or without binary data), or that is compressed."""
+    kind = request.header(_CONTENT_TYPE)
+    if kind is not None and kind != b"application/json":
+        name, _, rest = kind.lower().partition(b";")
+        charset = rest.partition(b"charset=")[2].strip(b' "')
+        if name.strip() not in _JSON or charset not in (b"", b"utf-8", b"utf8"):
+            raise Unsupported(
+                f"content-type {kind[:100].decode('latin-1')!r} is not offered, send application/json in UTF-8",
+                reason="wrong_content_type",
+            )
+    coding = request.header(_CONTENT_ENCODING)
+    if coding is not None and coding.lower() != b"identity":
+        raise Unsupported(
+            f"content-encoding {coding[:50].decode('latin-1')!r} is not offered, send the body as it is",
+            reason="wrong_content_encoding",
+        )
+
+
+def _header_length(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 15:
+        raise InvalidInput("Inference-Header-Content-Length is not a number of bytes", reason="invalid_header_length")
+    return int(text)
+
+
+def _shorter(own: float | None, header: bytes | None) -> float | None:
+    if header is None:
+        return own
+    deadline = oip_grpc.timeout_s(header)
+    return deadline if own is None else min(own, deadline)

@@ -1,0 +1,374 @@
+"""One loaded version: its queue, its batches, its counters.
+
+Stands between the protocols, which submit jobs with checked inputs, and the model. Runs the model on the event loop
+while that is known to be fast, else in a thread. Knows no protocol: a job is told its outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic, thread_time
+from typing import Literal
+
+from msm.kit.errors import DeadlineExceeded, Internal, MsmError, Overloaded, Unavailable
+from msm.runtime import batching
+from msm.runtime.batching import Limits, Outputs
+from msm.runtime.blackbox import BlackBox, label_of
+from msm.runtime.formats.base import LoadedModel, first_line
+from msm.runtime.protocols.tensors import Array
+from msm.runtime.threads import Threads
+from msm.runtime.validate import check_outputs
+
+log = logging.getLogger(__name__)
+
+FAST_S = 1e-3  # below this a run holds the event loop less than a change of threads would cost
+TIMEOUT_S = 30.0
+_SPLITS_UNTIL_ALONE = 3
+_LIMITS = Limits()
+_FRESH = 0.2  # share of the newest run in the running mean
+
+State = Literal["READY", "UNLOADING", "HUNG"]
+Outcome = Outputs | MsmError
+
+
+class Job:
+    """One request that waits for a version. The protocol's subclass turns the outcome into an answer."""
+
+    __slots__ = ("deadline", "inputs", "settled", "shape")
+
+    def __init__(self, inputs: dict[str, Array]) -> None:
+        self.inputs = inputs
+        self.shape = batching.ALONE
+        self.deadline = 0.0
+        self.settled = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the outcome any more."""
+        raise NotImplementedError
+
+    def succeed(self, outputs: Outputs) -> None:
+        """Answer with `outputs`. May raise MsmError when they can't be told in the form that was asked for."""
+        raise NotImplementedError
+
+    def fail(self, error: MsmError) -> None:
+        """Answer with an error."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a version is run. `timeout_s` bounds a request from its arrival and a single run of the model."""
+
+    timeout_s: float = TIMEOUT_S
+    max_queue: int = 2048
+    max_concurrency: int = 1
+    batching: bool = True
+    limits: Limits = _LIMITS
+    predict_s: float | None = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the index tells of a version. `in_flight` counts what is accepted and not answered, waiting ones too."""
+
+    requests: int = 0
+    failures: int = 0
+    in_flight: int = 0
+    last_used: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A batch given to a thread. `started` is None until a thread was free for it."""
+
+    jobs: list[Job]
+    started: float | None = None
+    stuck: bool = False
+
+    def stuck_at(self, limit_s: float) -> float | None:
+        """When this run must be called stuck, if it can be by now."""
+        return None if self.stuck or self.started is None else self.started + limit_s
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What the versions of a worker share."""
+
+    loop: asyncio.AbstractEventLoop
+    threads: Threads
+    blackbox: BlackBox
+
+
+class Engine:
+    """Runs one version. All methods are called on the event loop."""
+
+    def __init__(self, target: str, model: LoadedModel, settings: Settings, shell: Shell) -> None:
+        self.target = target
+        self.signature = model.signature
+        self.accepts = model.accepts
+        self.settings = settings
+        self.counters = Counters(last_used=shell.loop.time())
+        self.state: State = "READY"
+        self._model: LoadedModel | None = model
+        self._shell = shell
+        self._label = label_of(target)
+        self._queue: deque[Job] = deque()
+        self._runs: list[_Run] = []
+        self._joinable = settings.batching and model.signature.row_wise
+        self._uniform = model.signature.fixed_rows
+        self._splits = 0
+        self._scheduled = False
+        self._mean_s = settings.predict_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for the model."""
+        return len(self._queue)
+
+    def submit(self, job: Job, timeout_s: float | None = None) -> None:
+        """Queue a job with checked inputs; its outcome is told to it later, at the latest after the timeout.
+
+        Raises Unavailable when the version is not (or no longer) served here, Overloaded when the queue is full.
+        """
+        if self.state != "READY":
+            raise Unavailable(f"version {self.target} is {self.state.lower()} on this worker", reason="not_loaded")
+        if len(self._queue) >= self.settings.max_queue:
+            raise Overloaded(
+                f"{len(self._queue)} requests wait for version {self.target}, which is its limit", reason="queue_full"
+            )
+        now = self._shell.loop.time()
+        own = self.settings.timeout_s
+        job.deadline = now + (own if timeout_s is None or timeout_s > own else timeout_s)
+        if self._joinable:
+            job.shape = batching.shape_of(job.inputs, uniform=self._uniform)
+        self.counters.requests += 1
+        self.counters.in_flight += 1
+        self.counters.last_used = now
+        self._queue.append(job)
+        if self._runs:
+            self._watch(job.deadline)
+        if not self._scheduled and len(self._runs) < self.settings.max_concurrency:
+            self._scheduled = True
+            self._shell.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Run what is waiting: one batch on the loop, or as many as may run at once in threads."""
+        self._scheduled = False
+        while self._queue and len(self._runs) < self.settings.max_concurrency and self.state != "HUNG":
+            jobs = self._take()
+            if not jobs:
+                continue
+            if self._fast():
+                self._run_here(jobs)
+                if self._queue and not self._scheduled:  # let other versions have the loop in between
+                    self._scheduled = True
+                    self._shell.loop.call_soon(self._flush)
+                return
+            self._run_in_thread(jobs)
+
+    def _take(self) -> list[Job]:
+        queue = self._queue
+        count = batching.cut((job.shape for job in queue), self.settings.limits)
+        jobs: list[Job] = []
+        for _ in range(count):
+            job = queue.popleft()
+            if job.abandoned:
+                self._settle(job)
+            else:
+                jobs.append(job)
+        return jobs
+
+    def _fast(self) -> bool:
+        model = self._model
+        return self._mean_s is not None and self._mean_s < FAST_S and model is not None and not model.may_block
+
+    def _run_here(self, jobs: list[Job]) -> None:
+        box = self._shell.blackbox
+        slot = box.enter(self._label)
+        started = thread_time()
+        outcomes, split = self._compute(jobs)
+        took = thread_time() - started
+        box.leave(slot)
+        self._learn(took, split)
+        self._deliver(jobs, outcomes)
+
+    def _run_in_thread(self, jobs: list[Job]) -> None:
+        loop = self._shell.loop
+        box = self._shell.blackbox
+        run = _Run(jobs)
+        self._runs.append(run)
+        self._watch(min(job.deadline for job in jobs))
+
+        def work() -> None:
+            run.started = monotonic()  # the clock of the loop, which itself may be read by its own thread only
+            slot = box.enter(self._label)
+            started = thread_time()
+            outcomes, split = self._compute(jobs)
+            took = thread_time() - started
+            box.leave(slot)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                loop.call_soon_threadsafe(self._ended, run, outcomes, split, took)
+
+        self._shell.threads.submit(work)
+
+    def _compute(self, jobs: Sequence[Job]) -> tuple[list[Outcome], bool]:
+        """The outcome of each job, and whether the batch failed as a whole and was run one by one."""
+        if len(jobs) == 1:
+            return [self._predict_one(jobs[0])], False
+        try:
+            outputs = self._predict(batching.join([job.inputs for job in jobs]))
+            return list(batching.scatter(outputs, [job.shape.rows for job in jobs])), False
+        except MsmError:
+            return [self._predict_one(job) for job in jobs], True
+
+    def _predict_one(self, job: Job) -> Outcome:
+        if self._joinable and job.shape.kind is None and _no_rows(job.inputs):
+            outputs = batching.empty_outputs(self.signature)
+            if outputs is not None:
+                return outputs
+        try:
+            return self._predict(job.inputs)
+        except MsmError as error:
+            return error
+
+    def _predict(self, inputs: dict[str, Array]) -> Outputs:
+        model = self._model
+        if model is None:
+            raise Unavailable(f"version {self.target} was unloaded", reason="not_loaded")
+        try:
+            return check_outputs(self.signature, model.predict(inputs))
+        except MsmError:
+            raise
+        except BaseException as error:  # also SystemExit: a model must not end the worker
+            raise Internal(f"the model raised {first_line(error)}", reason="model_error") from error
+
+    def _ended(self, run: _Run, outcomes: list[Outcome], split: bool, took: float) -> None:
+        self._runs.remove(run)
+        self._learn(took, split)
+        if run.stuck and self.state == "HUNG" and not any(other.stuck for other in self._runs):
+            log.warning("a run that was stuck has ended", extra={"target": self.target, "seconds": took})
+            self.state = "READY"
+        self._deliver(run.jobs, outcomes)
+        self._flush()
+
+    def _learn(self, took: float, split: bool) -> None:
+        """Keep the mean of what a run takes, in processor time: waiting for other work says nothing of a model."""
+        mean = self._mean_s
+        slow = mean is None or took > 10 * FAST_S
+        self._mean_s = took if slow or mean is None else mean + _FRESH * (took - mean)
+        if split:
+            self._splits += 1
+            if self._splits >= _SPLITS_UNTIL_ALONE and self._joinable:
+                log.warning("batches fail where single requests do not: batching is off", extra={"target": self.target})
+                self._joinable = False
+
+    def _deliver(self, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if job.settled:
+                continue
+            if isinstance(outcome, MsmError):
+                self._fail(job, outcome)
+                continue
+            self._settle(job)
+            try:
+                job.succeed(outcome)
+            except MsmError as error:
+                self._report(job, error)
+
+    def _fail(self, job: Job, error: MsmError) -> None:
+        self._settle(job)
+        self._report(job, error)
+
+    def _report(self, job: Job, error: MsmError) -> None:
+        if isinstance(error, Internal | DeadlineExceeded):
+            self.counters.failures += 1
+            log.warning(error.message, extra={"target": self.target, "reason": error.reason}, exc_info=error.__cause__)
+        job.fail(error)
+
+    def _settle(self, job: Job) -> None:
+        job.settled = True
+        counters = self.counters
+        counters.in_flight -= 1
+        counters.last_used = self._shell.loop.time()
+        if not counters.in_flight:
+            self._idle.set()
+
+    def _watch(self, when: float) -> None:
+        """See that `_sweep` runs at `when`, or before."""
+        timer = self._timer
+        if timer is not None:
+            if timer.when() <= when:
+                return
+            timer.cancel()
+        self._timer = self._shell.loop.call_at(when, self._sweep)
+
+    def _sweep(self) -> None:
+        """Fail what is over its deadline; a run that is over the timeout is stuck."""
+        self._timer = None
+        now = self._shell.loop.time()
+        limit = self.settings.timeout_s
+        for run in self._runs:
+            for job in run.jobs:
+                if not job.settled and job.deadline <= now:
+                    self._fail(job, self._late())
+            stuck_at = run.stuck_at(limit)
+            if stuck_at is not None and stuck_at <= now:
+                self._mark_stuck(run)
+        for job in [job for job in self._queue if job.deadline <= now]:
+            self._queue.remove(job)
+            self._fail(job, self._late())
+        pending = [job.deadline for run in self._runs for job in run.jobs if not job.settled]
+        pending += [when for run in self._runs if (when := run.stuck_at(limit)) is not None]
+        pending += [job.deadline for job in self._queue]
+        if pending:
+            self._watch(min(pending))
+
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"version {self.target} did not answer in time")
+
+    def _mark_stuck(self, run: _Run) -> None:
+        run.stuck = True
+        self._shell.threads.write_off()
+        if self.state == "READY":
+            self.state = "HUNG"
+        log.error("a run of the model is stuck", extra={"target": self.target, "timeout_s": self.settings.timeout_s})
+        self._drop_queue("hung")
+
+    def _drop_queue(self, why: str) -> None:
+        while self._queue:
+            error = Unavailable(f"version {self.target} is {why} on this worker", reason="not_loaded")
+            self._fail(self._queue.popleft(), error)
+
+    async def drain(self, drain_s: float) -> None:
+        """Take no new jobs; return when all are answered, after `drain_s` with the rest of them failed."""
+        self.state = "UNLOADING"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                while self.counters.in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        self._drop_queue("unloaded")
+        for run in self._runs:
+            for job in run.jobs:
+                if not job.settled:
+                    self._fail(job, Unavailable(f"version {self.target} was unloaded", reason="not_loaded"))
+
+    def close(self) -> LoadedModel | None:
+        """Give the model away, so that the caller can let its memory go. After `drain`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        model, self._model = self._model, None
+        return model
+
+
+def _no_rows(inputs: dict[str, Array]) -> bool:
+    return all(array.shape[:1] == (0,) for array in inputs.values())

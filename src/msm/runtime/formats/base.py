@@ -1,0 +1,141 @@
+"""What a model format is to the worker, and what a loaded model must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from msm.kit.errors import Forbidden, InvalidInput, LoadFailed, Unsupported
+from msm.runtime.protocols.tensors import DTYPES
+from msm.runtime.signature import Signature
+
+Array = npt.NDArray[Any]
+NUMERIC: Final = frozenset(
+    {"BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"}
+)
+MAX_FILES: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load: whether code in the artifact may run, the version's parameters, and the declared signature."""
+
+    trusted: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    signature: Signature | None = None
+
+
+class LoadedModel(Protocol):
+    """A model in memory. `predict` may be called by one thread at a time for each unit of allowed concurrency."""
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors it takes and gives."""
+        ...
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Datatypes that may come in place of the declared ones, since the model converts them itself anyway."""
+        ...
+
+    @property
+    def may_block(self) -> bool:
+        """Whether a call may take arbitrarily long: then it never runs on the event loop, however fast it was."""
+        ...
+
+    def predict(self, inputs: dict[str, Array]) -> Mapping[str, Any]:
+        """The outputs by name. Any exception fails the request (or the batch, whose requests are then run alone)."""
+        ...
+
+
+class Format(Protocol):
+    """One way of storing models. The class must be cheap to import: libraries are imported by `load`."""
+
+    name: str
+
+    def sniff(self, path: Path) -> bool:
+        """Whether the artifact is of this format, judged by its content. Never runs code of the artifact."""
+        ...
+
+    def load(self, path: Path, options: LoadOptions) -> LoadedModel:
+        """The model in memory. Raises LoadFailed, Forbidden (needs trust), Unsupported (library missing)."""
+        ...
+
+
+def files(path: Path) -> Iterator[Path]:
+    """The files of an artifact at its top level: itself, or what the directory holds, in order, without hidden ones."""
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        yield from (entry for entry in entries[:MAX_FILES] if entry.is_file())
+
+
+def head(path: Path, size: int = 4096) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def single(path: Path, format_name: str, candidates: list[Path]) -> Path:
+    """The one file of an artifact that is of a format. Raises LoadFailed when there is none or a choice."""
+    if not candidates:
+        raise LoadFailed(f"the artifact holds no {format_name} model", reason="wrong_format")
+    if len(candidates) > 1:
+        names = ", ".join(candidate.name for candidate in candidates[:5])
+        raise LoadFailed(
+            f"the artifact holds {len(candidates)} {format_name} models ({names}), there must be one",
+            reason="ambiguous_artifact",
+        )
+    return candidates[0]
+
+
+def need_trust(options: LoadOptions, what: str) -> None:
+    """Raises Forbidden unless the version is trusted to run code."""
+    if not options.trusted:
+        raise Forbidden(
+            f"{what} can run any code when it is loaded: declare the version with trusted: true to allow that",
+            reason="unsafe_format",
+        )
+
+
+def missing_library(format_name: str, extra: str, error: ImportError) -> Unsupported:
+    """The error for a format whose library is not installed here."""
+    problem = Unsupported(
+        f"format {format_name} needs {error.name or 'a library'}: install model-service-mesh[{extra}]",
+        reason="format_not_installed",
+    )
+    problem.__cause__ = error
+    return problem
+
+
+def parameter(options: LoadOptions, name: str, kind: type, default: Any) -> Any:
+    """A parameter of the version. Raises InvalidInput when it is of another type."""
+    value = options.parameters.get(name, default)
+    if value is not None and type(value) is not kind:
+        raise InvalidInput(
+            f"parameter {name!r} must be of type {kind.__name__}, got {str(value)[:50]!r}", reason="invalid_parameter"
+        )
+    return value
+
+
+def zeros(signature: Signature) -> dict[str, Array]:
+    """The smallest input of a signature: one row of zeros, or empty text."""
+    inputs: dict[str, Array] = {}
+    for tensor in signature.inputs:
+        array = np.zeros(tensor.example_shape(), DTYPES[tensor.datatype])
+        if tensor.datatype == "BYTES":
+            array.fill(b"")
+        inputs[tensor.name] = array
+    return inputs
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of a foreign exception: what a person may be told of it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

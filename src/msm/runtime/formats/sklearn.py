@@ -1,0 +1,269 @@
+"""scikit-learn models.
+
+Stored by skops they are read without running code: besides what skops itself trusts, only the classes listed here are
+allowed, all of them scikit-learn's own. Stored by pickle or joblib they run code while they are read, so the version
+must be trusted; what a file is, its content decides and not its name.
+
+Input: one tensor `input-0` of FP64 and shape [-1, number of features]; BYTES of shape [-1] for a pipeline that begins
+with a text vectorizer. Other numeric datatypes are accepted too, since scikit-learn converts them itself. A declared
+signature may rename the input; with several inputs, each is a column of a data frame.
+
+Output: `predict` for what predicts, `transform` for what only transforms; and `predict_proba` where a classifier has
+it, in the order of its classes. Parameter `outputs` (a list of method names) chooses others. Datatypes and shapes are
+taken from a run on zeros when the signature does not declare them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from msm.kit.errors import Forbidden, InvalidInput, LoadFailed
+from msm.runtime.formats.base import (
+    NUMERIC,
+    Array,
+    LoadOptions,
+    files,
+    head,
+    missing_library,
+    need_trust,
+    parameter,
+    single,
+    zeros,
+)
+from msm.runtime.protocols.tensors import wire_array
+from msm.runtime.signature import Signature, Tensor
+
+_ALLOWED_MODULES: Final = (
+    "sklearn._loss.",
+    "sklearn.calibration.",
+    "sklearn.cluster.",
+    "sklearn.ensemble.",
+    "sklearn.gaussian_process.",
+    "sklearn.linear_model.",
+    "sklearn.metrics._dist_metrics.",
+    "sklearn.naive_bayes.",
+    "sklearn.neighbors.",
+    "sklearn.neural_network.",
+    "sklearn.preprocessing.",
+    "sklearn.svm.",
+    "sklearn.tree.",
+)
+_ALLOWED: Final = frozenset({"sklearn.utils._bunch.Bunch", "scipy.interpolate._interpolate.interp1d", "numpy.dtype"})
+_CLASS: Final = re.compile(r"\._?[A-Z][A-Za-z0-9_]*$")  # by the naming rule; functions are never allowed
+_METHODS: Final = frozenset(
+    {"predict", "predict_proba", "predict_log_proba", "decision_function", "transform", "score_samples"}
+)
+
+
+class SklearnModel:
+    """A fitted estimator and the methods that make its outputs."""
+
+    may_block = False
+
+    def __init__(self, estimator: Any, methods: Sequence[str], signature: Signature) -> None:
+        self.signature = signature
+        self.accepts = NUMERIC
+        self._arrange = _arranger(signature)
+        self._calls: list[tuple[str, Callable[[Any], Any]]] = [(name, getattr(estimator, name)) for name in methods]
+
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Call each method on the rows."""
+        rows = self._arrange(inputs)
+        return {name: _dense(call(rows)) for name, call in self._calls}
+
+
+class SklearnFormat:
+    """Estimators of scikit-learn, stored by skops, joblib or pickle."""
+
+    name = "sklearn"
+
+    def sniff(self, path: Path) -> bool:
+        return any(_is_skops(file) or _is_pickle(file) for file in files(path))
+
+    def load(self, path: Path, options: LoadOptions) -> SklearnModel:
+        safe = [file for file in files(path) if _is_skops(file)]
+        coded = [file for file in files(path) if _is_pickle(file)]
+        file = single(path, self.name, safe + coded)
+        if coded:
+            need_trust(options, "a pickled scikit-learn model")
+        try:
+            estimator = _read_pickle(file) if coded else _read_skops(file)
+        except ImportError as error:
+            raise missing_library(self.name, "sklearn", error) from error
+        if not hasattr(estimator, "predict") and not hasattr(estimator, "transform"):
+            raise LoadFailed(
+                f"the artifact holds {type(estimator).__name__}, which neither predicts nor transforms",
+                reason="not_a_model",
+            )
+        # The columns' names are known to the model, not to an array; their order is the signature's.
+        warnings.filterwarnings("ignore", message="X does not have valid feature names")
+        _one_thread(estimator)
+        methods = _methods(estimator, options)
+        return SklearnModel(estimator, methods, _signature(estimator, methods, options.signature))
+
+
+def _is_skops(file: Path) -> bool:
+    if head(file, 4) != b"PK\x03\x04":
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return "schema.json" in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether the file is a pickle, also one that joblib compressed (zlib, gzip, bzip2, xz, lzma) or an old one."""
+    start = head(file)
+    if start[:1] == b"\x80":
+        return 2 <= start[1] <= 9 if len(start) > 1 else False
+    if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start[:6] == b"\xfd7zXZ\0" or start[:3] == b"]\0\0":
+        return True
+    if start[:1] == b"x":
+        try:
+            return zlib.decompressobj().decompress(start, 1) == b"\x80"
+        except zlib.error:
+            return False
+    return start[:1] in (b"c", b"(") and b"\n" in start and file.stat().st_size > 2 and _tail(file) == b"."
+
+
+def _tail(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        handle.seek(-1, io.SEEK_END)
+        return handle.read(1)
+
+
+def _read_pickle(file: Path) -> Any:
+    import joblib
+
+    return joblib.load(file)
+
+
+def _read_skops(file: Path) -> Any:
+    import skops.io
+
+    unknown = skops.io.get_untrusted_types(file=file)
+    refused = [name for name in unknown if not _is_allowed(name)]
+    if refused:
+        raise Forbidden(
+            f"the skops file holds {', '.join(refused[:5])[:200]}, which is not known to be safe: "
+            "store the model by joblib and declare the version with trusted: true to allow that",
+            reason="unsafe_format",
+        )
+    return skops.io.load(file, trusted=unknown)
+
+
+def _is_allowed(name: str) -> bool:
+    return name in _ALLOWED or (name.startswith(_ALLOWED_MODULES) and _CLASS.search(name) is not None)
+
+
+def _one_thread(estimator: Any) -> None:
+    """Keep a prediction in its thread: a pool of threads costs more than a small call."""
+    for part in _parts(estimator):
+        if getattr(part, "n_jobs", None) not in (None, 1):
+            part.n_jobs = 1
+
+
+def _parts(estimator: Any) -> list[Any]:
+    steps = [step for _, step in getattr(estimator, "steps", ())]
+    return [estimator, *(part for step in steps for part in _parts(step))]
+
+
+def _methods(estimator: Any, options: LoadOptions) -> list[str]:
+    chosen = parameter(options, "outputs", list, None)
+    if chosen is not None:
+        for name in chosen:
+            if name not in _METHODS or not hasattr(estimator, name):
+                raise InvalidInput(
+                    f"parameter 'outputs' names {str(name)[:50]!r}, which {type(estimator).__name__} does not have",
+                    reason="invalid_parameter",
+                )
+        if chosen:
+            return list(chosen)
+    if not hasattr(estimator, "predict"):
+        return ["transform"]
+    return ["predict", "predict_proba"] if hasattr(estimator, "predict_proba") else ["predict"]
+
+
+def _signature(estimator: Any, methods: Sequence[str], declared: Signature | None) -> Signature:
+    inputs = declared.inputs if declared is not None and declared.inputs else _inputs(estimator)
+    if declared is not None and declared.outputs:
+        _check_names(declared.outputs, methods)
+        return Signature(inputs, declared.outputs)
+    partial = Signature(inputs)
+    rows = _arranger(partial)(zeros(partial))
+    outputs = []
+    for name in methods:
+        datatype, array = wire_array(name, _dense(getattr(estimator, name)(rows)))
+        outputs.append(Tensor(name, datatype, (-1, *array.shape[1:])))  # type: ignore[arg-type]  # a key of DTYPES
+    return Signature(inputs, tuple(outputs))
+
+
+def _check_names(outputs: Sequence[Tensor], methods: Sequence[str]) -> None:
+    names = [tensor.name for tensor in outputs]
+    if sorted(names) != sorted(methods):
+        raise LoadFailed(
+            f"the signature declares the outputs {', '.join(names)}, the model gives {', '.join(methods)}",
+            reason="signature_mismatch",
+        )
+
+
+def _inputs(estimator: Any) -> tuple[Tensor, ...]:
+    count = getattr(estimator, "n_features_in_", None)
+    if count is not None:
+        return (Tensor("input-0", "FP64", (-1, int(count))),)
+    first = _parts(estimator)[-1] if not hasattr(estimator, "steps") else estimator.steps[0][1]
+    if type(first).__module__.startswith("sklearn.feature_extraction.text"):
+        return (Tensor("input-0", "BYTES", (-1,)),)
+    raise LoadFailed(
+        f"{type(estimator).__name__} does not tell its number of features: declare the version's signature",
+        reason="signature_needed",
+    )
+
+
+def _arranger(signature: Signature) -> Callable[[dict[str, Array]], Any]:
+    """How the named inputs become the one argument of an estimator."""
+    names = [tensor.name for tensor in signature.inputs]
+    if len(names) > 1:
+        return lambda inputs: _frame(names, inputs)
+    if signature.inputs[0].datatype == "BYTES":
+        return lambda inputs: _text(inputs[names[0]])
+    return lambda inputs: inputs[names[0]]
+
+
+def _frame(names: Sequence[str], inputs: dict[str, Array]) -> Any:
+    import pandas as pd
+
+    columns: dict[str, Any] = {}
+    for name in names:
+        column = inputs[name]
+        if column.size != column.shape[0]:
+            raise InvalidInput(
+                f"input {name!r} is a column, it must have one value in each row", reason="shape_mismatch"
+            )
+        flat = column.reshape(-1)
+        columns[name] = _text(flat) if flat.dtype == object else flat
+    return pd.DataFrame(columns)
+
+
+def _text(array: Array) -> Array:
+    try:
+        decoded = [element.decode() for element in array.reshape(-1).tolist()]
+    except UnicodeDecodeError as error:
+        raise InvalidInput("a text input holds bytes that are not UTF-8", reason="not_text") from error
+    text = np.empty(len(decoded), object)
+    text[:] = decoded
+    return text.reshape(array.shape)
+
+
+def _dense(result: Any) -> Array:
+    return result.toarray() if hasattr(result, "toarray") else np.asarray(result)

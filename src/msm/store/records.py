@@ -1,0 +1,94 @@
+"""The catalog's records: what is written into the store, and what callers get back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from msm.resources.meta import Base, ObjectKey
+from msm.resources.serving import Model, ModelStatus, Signature
+from msm.store.codec import Codec
+
+RevisionAction = Literal["created", "updated", "deleted", "rolled_back"]
+ChangeAction = Literal["created", "updated", "unchanged", "deleted"]
+
+
+class RevisionRecord(Base, frozen=True):
+    """One accepted change as stored. `op` tells one attempt to write from another, `restored` which generation a
+    roll-back brought back."""
+
+    generation: int
+    at: float
+    who: str
+    action: RevisionAction
+    op: str
+    resource: Model | None = None
+    restored: int | None = None
+
+
+class GoneRecord(Base, frozen=True):
+    """The last generation of a deleted object, so that a new one of the same name counts on."""
+
+    generation: int
+
+
+class Cost(Base, frozen=True):
+    """What loading and running an artifact was measured to take. Keyed by `msm.store.keys.cost_key`."""
+
+    memory_bytes: int
+    load_seconds: float
+    predict_seconds: float | None = None
+    format: str = ""
+    signature: Signature | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionEntry:
+    """One line of an object's history: `resource` is the object as it was accepted, None for a deletion."""
+
+    generation: int
+    at: float
+    who: str
+    action: RevisionAction
+    resource: Model | None
+    restored: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a write did to one object. `generation` is the one it has now, `before` and `after` carry the status."""
+
+    key: ObjectKey
+    action: ChangeAction
+    generation: int
+    before: Model | None
+    after: Model | None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogChange:
+    """An object changed: `model` is how it stands now, None when it is gone, `revision` where to watch on after."""
+
+    key: ObjectKey
+    model: Model | None
+    revision: int
+
+
+MODEL: Codec[Model] = Codec(Model)
+STATUS: Codec[ModelStatus] = Codec(ModelStatus)
+REVISION: Codec[RevisionRecord] = Codec(RevisionRecord)
+GONE: Codec[GoneRecord] = Codec(GoneRecord)
+COST: Codec[Cost] = Codec(Cost)
+
+
+def stored_model(data: bytes, mod_revision: int, status: bytes | None) -> Model:
+    """The object from its record and, if there is one, its status record."""
+    model = MODEL.decode(data)
+    return msgspec.structs.replace(
+        model,
+        metadata=msgspec.structs.replace(model.metadata, resource_version=mod_revision),
+        status=None if status is None else STATUS.decode(status),
+    )
