@@ -21,9 +21,10 @@ from msm import __version__
 from msm.kit import errors
 from msm.observe.events import Event
 from msm.resources.manifest import plain
-from msm.resources.meta import ObjectKey
+from msm.resources.meta import ObjectKey, is_name
 from msm.resources.observed import Explanation, NodeStatus
 from msm.resources.serving import Model, Resource
+from msm.resources.text import shown
 from msm.resources.wire import (
     NODE_FILE,
     TOKEN_FILE,
@@ -34,6 +35,7 @@ from msm.resources.wire import (
     ModelList,
     NodeFile,
     ProblemDocument,
+    ProgressReport,
     RollbackRequest,
     WatchItem,
 )
@@ -161,6 +163,10 @@ class MeshClient:
         """Remove a model; its history stays."""
         return self._call(ChangeReport, "DELETE", _path(key), params=_given(resourceVersion=resource_version))
 
+    def progress(self, key: ObjectKey) -> ProgressReport:
+        """How far the versions of a model have come."""
+        return self._call(ProgressReport, "GET", f"{_path(key)}/progress")
+
     def history(self, key: ObjectKey) -> tuple[HistoryEntry, ...]:
         """The accepted changes, oldest first."""
         return self._call(HistoryList, "GET", f"{_path(key)}/history").items
@@ -181,7 +187,7 @@ class MeshClient:
 
     def explain(self, key: ObjectKey) -> Explanation:
         """Why a model is as it is."""
-        return self._call(Explanation, "GET", f"/api/v1/explain/{quote(key.namespace, '')}/{quote(key.name, '')}")
+        return self._call(Explanation, "GET", _path(key).replace("/models/", "/explain/", 1))
 
     def events(self, subject: str = "", *, since: float | None = None, limit: int = 200) -> tuple[Event, ...]:
         """The newest events, oldest of them first; with `subject` those of that object and what belongs to it."""
@@ -316,6 +322,9 @@ def _decoded(content: bytes, answer: type[T]) -> T:
 
 
 def _path(key: ObjectKey) -> str:
+    for part in (key.namespace, key.name):
+        if not is_name(part):  # ".." in an address would be another address
+            raise errors.NotFound(f"there is no {key.kind.lower()} {shown(part)}: that is not a name")
     return f"/api/v1/models/{quote(key.namespace, '')}/{quote(key.name, '')}"
 
 

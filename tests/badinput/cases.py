@@ -91,7 +91,7 @@ class HttpCase(Expect, frozen=True, kw_only=True):
 
 class GrpcCase(_Strict, frozen=True, kw_only=True):
     """One gRPC call. `message` replaces top-level fields of a valid request in protobuf's JSON form; `body` is the
-    message as bytes, `frame` the whole body with its frame. `status` is the name (or names) of the right status."""
+    message as bytes, `tail` follows the message, `frame` is the whole body with its frame. `status` is the name (or names) of the right status."""
 
     id: str
     title: str
@@ -103,8 +103,9 @@ class GrpcCase(_Strict, frozen=True, kw_only=True):
     model: str = "perceptron"
     request: dict[str, Any] = msgspec.field(default_factory=dict)
     body: Bytes | None = None
+    tail: Bytes = ""
     frame: Bytes | None = None
-    metadata: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    metadata: list[tuple[str, str | Piece]] = msgspec.field(default_factory=list)
     timeout_s: float | None = None
     gzip: bool = False
 
@@ -141,16 +142,22 @@ class ManifestCase(_Strict, frozen=True, kw_only=True):
 
 
 class ArtifactCase(_Strict, frozen=True, kw_only=True):
-    """One artifact made by a named generator, and how its version must fail."""
+    """One artifact, made by a generator of `tests.badinput.artifacts` (or at `uri`), and how its version must fail.
+
+    It goes through the whole mesh, or straight to the probation process, or both.
+    """
 
     id: str
     title: str
-    make: str
     reason: str | list[str]
     message: str = ""
+    through: list[Literal["mesh", "probation"]] = msgspec.field(default_factory=lambda: ["mesh", "probation"])
+    make: str | None = None
+    uri: str | None = None
     format: str | None = None
     digest: str | None = None
-    uri: str | None = None
+    trusted: bool = False
+    timeout_s: float = 20.0
 
     @property
     def reasons(self) -> list[str]:
@@ -158,17 +165,21 @@ class ArtifactCase(_Strict, frozen=True, kw_only=True):
 
 
 class AdminCase(Expect, frozen=True, kw_only=True):
-    """One call of the node's API. `token` is the admin's ("good"), none, or the text of another one."""
+    """One call of the node's API: `token` is the administrator's ("good"), null for none, or the text of another one.
+
+    Paths stand below /api/v1 unless they begin with two slashes; `gateway` sends it there instead. `code` is the
+    problem's `reason` (below /v2 the error's `code`).
+    """
 
     id: str
     title: str
     method: str = "GET"
     path: str = "/models"
-    token: str = "good"
-    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    token: str | None = "good"
+    headers: dict[str, str | list[str]] = msgspec.field(default_factory=dict)
     body: Bytes | None = None
-    json: Any = None
     answer: dict[str, str] = msgspec.field(default_factory=dict)
+    gateway: bool = False
 
 
 class NotYet(_Strict, frozen=True, kw_only=True):

@@ -65,19 +65,20 @@ class Line:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return 0
 
-    def ask(self, data: bytes, *, method: str = "POST", within_s: float = 10.0) -> Answer:
-        """Send `data`, reading at the same time (who refuses may stop reading), and return the next answer.
+    def ask(self, data: bytes, *, method: str = "POST", within_s: float = 10.0, head_only: bool = False) -> Answer:
+        """Send `data`, reading at the same time (who refuses may stop reading), and return the next answer, or the
+        head of one that does not end.
 
         Raises TimeoutError when there is none in time, h11.RemoteProtocolError when it is not HTTP.
         """
-        return self.ask_paced([data], every_s=0, method=method, within_s=within_s)
+        return self._ask(_Reader(method, head_only=head_only), [data], 0, within_s)
 
-    def ask_paced(
-        self, pieces: Iterable[bytes], *, every_s: float, method: str = "POST", within_s: float = 10.0
-    ) -> Answer:
+    def ask_paced(self, pieces: Iterable[bytes], *, every_s: float, within_s: float = 10.0) -> Answer:
         """As `ask`, one piece after the other with a pause of `every_s` between them."""
+        return self._ask(_Reader("POST"), pieces, every_s, within_s)
+
+    def _ask(self, reader: _Reader, pieces: Iterable[bytes], every_s: float, within_s: float) -> Answer:
         began = time.monotonic()
-        reader = _Reader(method)
         reader.feed(self._left)
         self._left = b""
         source = iter(pieces)
@@ -117,7 +118,8 @@ class Line:
 class _Reader:
     """Reads one answer out of what comes."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, *, head_only: bool = False) -> None:
+        self._head_only = head_only
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
         known = method if method in ("HEAD", "GET", "PUT", "DELETE") else "POST"
         self._parser.send(h11.Request(method=known, target="/", headers=[("host", "x"), ("content-length", "0")]))
@@ -151,6 +153,7 @@ class _Reader:
         match event:
             case h11.Response():
                 self._head = event
+                self.done = self._head_only
             case h11.Data():
                 self._body += event.data
             case h11.EndOfMessage():

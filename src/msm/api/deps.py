@@ -14,8 +14,9 @@ from msm.api.streams import Streams
 from msm.kit.clock import Clock, SystemClock
 from msm.resources.meta import ObjectKey
 from msm.resources.observed import Explanation, NodeStatus, Reason
-from msm.resources.serving import Model
-from msm.store import Catalog, EventLog
+from msm.resources.serving import Model, VersionKey
+from msm.store import Catalog
+from msm.store.events import EventLog
 
 ADMIN = "admin"  # whom a change is recorded for: the holder of the node's token
 
@@ -43,6 +44,10 @@ class NodeView(Protocol):
     async def deactivate(self, service: str, version: str | None) -> None:
         """Unload the copies (`version` None: of all versions), after the requests in flight. Raises NotFound, and
         Conflict when `scaling.min` keeps them."""
+        ...
+
+    def fetched_bytes(self, key: VersionKey) -> int | None:
+        """Bytes that a running fetch of this version has brought so far; None when none runs."""
         ...
 
     def log_path(self, worker_id: str) -> Path:

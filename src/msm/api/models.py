@@ -13,8 +13,18 @@ from msm.api.deps import ADMIN, deps_of
 from msm.kit.errors import NotFound
 from msm.resources.manifest import load
 from msm.resources.meta import ObjectKey, is_name
+from msm.resources.serving import VersionKey, VersionStatus
 from msm.resources.text import shown
-from msm.resources.wire import ApplyReport, ChangeReport, HistoryEntry, HistoryList, ModelList, RollbackRequest
+from msm.resources.wire import (
+    ApplyReport,
+    ChangeReport,
+    HistoryEntry,
+    HistoryList,
+    ModelList,
+    ProgressReport,
+    RollbackRequest,
+    VersionProgress,
+)
 from msm.store import Change
 
 KIND = "Model"
@@ -51,6 +61,22 @@ async def one_model(request: Request) -> Response:
         return answer(await deps.catalog.get(key))
     seen = number(request, "resourceVersion", least=0, most=MOST_REVISION)
     return answer(_report(await deps.catalog.delete(key, who=ADMIN, resource_version=seen)))
+
+
+async def progress(request: Request) -> Response:
+    """How far the versions have come, with the bytes that running fetches have brought."""
+    deps = deps_of(request)
+    model = await deps.catalog.get(key_of(request))
+    known = model.status.versions if model.status else {}
+    versions = {}
+    for version in model.spec.versions:
+        found = known.get(version.name, VersionStatus(phase="Pending"))
+        key = VersionKey(model.metadata.namespace, model.metadata.name, version.name)
+        versions[version.name] = VersionProgress(
+            phase=found.phase, fetched_bytes=deps.node.fetched_bytes(key), message=found.message
+        )
+    observed = model.status.observed_generation if model.status else 0
+    return answer(ProgressReport(observed=observed, generation=model.metadata.generation or 0, versions=versions))
 
 
 async def history(request: Request) -> Response:
@@ -110,6 +136,7 @@ ROUTES = [
     Route("/apply", apply, methods=["POST"]),
     Route("/models", list_models, methods=["GET"]),
     Route(_ONE, one_model, methods=["GET", "DELETE"]),
+    Route(f"{_ONE}/progress", progress, methods=["GET"]),
     Route(f"{_ONE}/history", history, methods=["GET"]),
     Route(f"{_ONE}/history/{{generation}}", at_generation, methods=["GET"]),
     Route(f"{_ONE}/rollback", rollback, methods=["POST"]),

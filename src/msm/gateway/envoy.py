@@ -191,6 +191,7 @@ class EnvoyProcess:
                 await self._try_drain()
                 await self._clock.sleep(drain_s)
             await self._end(signal.SIGTERM, 5.0) or await self._end(signal.SIGKILL, 5.0)
+        await self._ended()
         self._process = None
         self._record_path().unlink(missing_ok=True)
 
@@ -252,22 +253,12 @@ class EnvoyProcess:
     async def _ended(self) -> None:
         """Wait for the end of the process, whether it is a child or was adopted."""
         process = self._process
-        if process is None or not self._alive():
+        if process is None:
             return
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        try:
-            descriptor = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            return
-        try:
-            loop.add_reader(descriptor, ended.set)
-            await ended.wait()
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-        if self._child is not None:
-            self._child.poll()  # takes the dead child off the process table
+        if self._alive():
+            await _exit_of(process.pid)
+        if self._child is not None and self._child.pid == process.pid:
+            await asyncio.to_thread(self._child.wait)  # dead or dying; takes it off the process table
 
     async def _end(self, number: signal.Signals, within_s: float) -> bool:
         """Send the signal; whether the process ended in time."""
@@ -332,6 +323,22 @@ def _is_running(record: Record) -> bool:
         return process.create_time() == record.started and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+async def _exit_of(pid: int) -> None:
+    """Wait until the process has ended; it needs not be a child."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        loop.add_reader(descriptor, ended.set)
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def _digest(text: str, config: GatewayConfig) -> str:

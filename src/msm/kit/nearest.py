@@ -11,7 +11,7 @@ LIKELY = 60.0  # of 100; below this a hint misleads more than it helps
 
 def nearest(wanted: str, known: Iterable[str], *, most: int = 3) -> tuple[str, ...]:
     """The names most like `wanted`, best first, at most `most`; empty when none is close."""
-    found = process.extract(wanted, known, scorer=fuzz.ratio, limit=most, score_cutoff=LIKELY)
+    found = process.extract(wanted, list(known), scorer=fuzz.ratio, limit=most, score_cutoff=LIKELY)
     return tuple(name for name, _, _ in found)
 
 

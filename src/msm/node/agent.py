@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msm import __version__
 from msm.kit.clock import Clock, SystemClock
-from msm.kit.errors import MsmError, NotFound, Overloaded, Unavailable
+from msm.kit.errors import Conflict, MsmError, NotFound, Overloaded, Unavailable
 from msm.kit.nearest import hint
 from msm.kit.tasks import Tasks
 from msm.node.artifacts import Artifacts
@@ -31,10 +31,12 @@ from msm.node.workers import Worker, Workers
 from msm.observe.events import Event
 from msm.observe.logs import get_logger
 from msm.planning.activation import Activated, ActivationRequest
+from msm.planning.picture import Wanted
+from msm.planning.preview import preview
 from msm.planning.recovery import Blame
 from msm.planning.routing import Endpoint, resolve_version
 from msm.resources.meta import ObjectKey
-from msm.resources.observed import Explanation, GatewayStatus, NodeStatus
+from msm.resources.observed import Explanation, GatewayStatus, NodeStatus, Reason
 from msm.resources.serving import Model, VersionKey, service_name
 
 log = get_logger("agent")
@@ -107,9 +109,9 @@ class Agent:
     async def close(self, *, stop_workers: bool = True) -> None:
         """End the agent. `stop_workers=False` leaves the workers serving for the next node process to adopt."""
         self._residents.close()
+        await self._tasks.close()
         await self._workers.close(stop=stop_workers)
         await self._probation.close()
-        await self._tasks.close()
 
     # ---- what others tell
 
@@ -276,6 +278,35 @@ class Agent:
         if model is None:
             raise NotFound(f"there is no {key}")
         return explain_model(model, self._residents, self._versions, self._clock.monotonic())
+
+    def preview(self, models: Sequence[Model]) -> tuple[Reason, ...]:
+        """What would be loaded, unloaded or refused if these models were declared."""
+        now = self._clock.monotonic()
+        supposed: dict[VersionKey, Wanted] = {}
+        for model in models:
+            supposed |= self._residents.supposed(model, now)
+        return preview(self._residents.picture(set()), supposed, now)
+
+    async def deactivate(self, service: str, version: str | None) -> None:
+        """Begin to unload the copies of a version (None: of all versions) after the requests in flight.
+
+        Raises NotFound, and Conflict when the declared minimum keeps them.
+        """
+        model = self._desired.by_service(service)
+        if model is None:
+            raise NotFound(f"there is no model {service!r}", nearest=self._desired.nearest(service))
+        names = [spec.name for spec in model.spec.versions] if version is None else resolve_version(model, version)
+        if names is None:
+            raise NotFound(f"model {service} has no version or alias {version!r}")
+        keys = [VersionKey(model.metadata.namespace, model.metadata.name, name) for name in names]
+        kept = [key for key in keys if (wanted := self._residents.wanted(key)) is not None and wanted.minimum]
+        if kept:
+            minimum = model.spec.scaling.min
+            raise Conflict(
+                f"model {service} declares at least {minimum} copies of {kept[0].version}: set scaling.min to 0"
+            )
+        for key in keys:
+            self._residents.release(key)
 
     def fetched_bytes(self, key: VersionKey) -> int | None:
         """Bytes that a running fetch of this version has brought so far."""

@@ -58,6 +58,10 @@ class Copies:
         """Raises KeyError for a copy that was removed."""
         return self._details[copy.key, copy.worker]
 
+    def holds(self, key: VersionKey, worker: str, details: Details) -> bool:
+        """Whether that very copy is still there, not another of the same version made later."""
+        return self._details.get((key, worker)) is details
+
     def ready(self, key: VersionKey) -> list[CopyView]:
         return [copy for copy in self._by_key.get(key, ()) if copy.state == "Ready"]
 

@@ -18,6 +18,7 @@ from msm.kit.errors import DeadlineExceeded, Internal, Unavailable
 
 HEAD_LIMIT = 64 * 1024
 KEEP_IDLE = 4
+PEER_AWAY = "peer_away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class UnixHttp:
         self._socket = socket
         self._peer = peer
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._open: set[asyncio.StreamWriter] = set()
 
     async def call(self, method: str, path: str, body: Any = None, *, timeout_s: float) -> Answer:
         """One exchange. Raises Unavailable when the server is away, DeadlineExceeded when it does not answer
@@ -47,13 +49,13 @@ class UnixHttp:
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self._peer} did not answer within {timeout_s:g} s") from error
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            raise Unavailable(f"{self._peer} does not answer", reason="peer_away") from error
+            raise Unavailable(f"{self._peer} does not answer", reason=PEER_AWAY) from error
 
     async def _exchange(self, request: bytes) -> Answer:
         while self._idle:
             reader, writer = self._idle.pop()
             if reader.at_eof() or writer.is_closing():
-                writer.close()
+                self._drop(writer)
                 continue
             try:
                 return await self._on_connection(reader, writer, request)
@@ -63,6 +65,7 @@ class UnixHttp:
                 # The server closed an idle connection as we wrote: nothing was answered, a fresh one is
                 # tried.
         reader, writer = await asyncio.open_unix_connection(self._socket, limit=HEAD_LIMIT)
+        self._open.add(writer)
         return await self._on_connection(reader, writer, request)
 
     async def _on_connection(
@@ -74,20 +77,24 @@ class UnixHttp:
             head = await reader.readuntil(b"\r\n\r\n")
             status, length, keep = _parse_head(head, self._peer)
             answer = Answer(status, await reader.readexactly(length))
-            reusable = keep and len(self._idle) < KEEP_IDLE
+            reusable = keep and writer in self._open and len(self._idle) < KEEP_IDLE
             return answer
         finally:
             if reusable:
                 self._idle.append((reader, writer))
             else:
-                writer.close()
+                self._drop(writer)
+
+    def _drop(self, writer: asyncio.StreamWriter) -> None:
+        self._open.discard(writer)
+        writer.close()
 
     async def close(self) -> None:
-        """Close the connections that are kept; later calls open new ones."""
-        idle, self._idle = self._idle, []
-        for _, writer in idle:
+        """Close every connection: calls in progress fail. Later calls open new ones."""
+        closing, self._open, self._idle = self._open, set(), []
+        for writer in closing:
             writer.close()
-        for _, writer in idle:
+        for writer in closing:
             with suppress(OSError):  # the peer may have broken it first
                 await writer.wait_closed()
 

@@ -6,7 +6,6 @@ with the node and again whenever it is gone; it holds nothing that would be miss
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,6 @@ class Probation:
         self._log = settings.data_dir / "logs" / "probation.log"
         self._http = UnixHttp(str(self._socket), "the probation process")
         self._process: Process | None = None
-        self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the process; returns at once, the first trial waits until it is ready."""
@@ -67,15 +65,12 @@ class Probation:
             leftover = Process.open(record.pid, record.start_ticks)
             if leftover is not None:  # of a node process that was killed
                 await leftover.kill()
-        self._loop = self._tasks.start("probation", self._live())
+        self._tasks.start("probation", self._live())
 
     async def close(self) -> None:
         """End the process. It holds nothing worth keeping, so a node that leaves its workers running ends it
         too.
         """
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
         if self._process is not None:
             await self._process.stop(self._settings.stop_s)
         await self._http.close()
@@ -86,7 +81,7 @@ class Probation:
         failures = 0
         while True:
             began = self._clock.monotonic()
-            self._process = await self._spawn()
+            self._process = self._spawn()
             if self._process is not None:
                 await self._process.died.wait()
                 self._journal.note(
@@ -97,12 +92,12 @@ class Probation:
             failures = 0 if self._clock.monotonic() - began > 60.0 else failures + 1
             await self._clock.sleep(backoff_s(failures))
 
-    async def _spawn(self) -> Process | None:
+    def _spawn(self) -> Process | None:
         self._socket.unlink(missing_ok=True)
         argv = python_argv("msm.runtime.probation", "--socket", str(self._socket))
         try:
             rotate(self._log, self._settings.log_bytes)
-            pid = await asyncio.to_thread(spawn, argv, self._log, self._environment)
+            pid = spawn(argv, self._log, self._environment)
         except OSError as error:
             message = f"the probation process could not be started: {error.strerror}"
             self._journal.note("probation", "ProbationNotStarted", message, severity="error")

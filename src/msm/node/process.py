@@ -131,15 +131,21 @@ class Process:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    async def ended(self, within_s: float) -> bool:
+        """Wait for the end; True as soon as it is there."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.died.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def stop(self, patience_s: float) -> None:
         """SIGTERM, then SIGKILL after `patience_s`; returns when it has ended."""
         if self.died.is_set():
             return
         self.signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(patience_s):
-                await self.died.wait()
-        except TimeoutError:
+        if not await self.ended(patience_s):
             await self.kill()
 
     async def kill(self) -> None:

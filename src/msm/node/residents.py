@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from msm.node.copies import Copies, Details
 from msm.node.decisions import Decisions
 from msm.node.demand import Demands
 from msm.node.guilt import Guilt
+from msm.node.http_unix import PEER_AWAY
 from msm.node.journal import Journal
 from msm.node.ports import Desired, Traffic
 from msm.node.versions import Versions
@@ -33,9 +35,19 @@ from msm.planning.picture import CopyView, FailedLoad, Picture, Wanted, WorkerVi
 from msm.planning.residency import plan
 from msm.planning.routing import Endpoint
 from msm.resources.meta import ObjectKey
-from msm.resources.serving import VersionKey, VersionSpec, VersionStatus
+from msm.resources.serving import Model, VersionKey, VersionStatus
 
 UNLOAD_TRIES = 3
+DEATH_NOTICE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The copy that a task works on."""
+
+    key: VersionKey
+    worker: Worker
+    details: Details
 
 
 class Residents:
@@ -99,6 +111,10 @@ class Residents:
     def copies_of(self, key: ObjectKey) -> Mapping[VersionKey, tuple[Endpoint, ...]]:
         """The ready copies of every version of a model."""
         return {version: found for version in self._versions_of(key) if (found := self.endpoints(version))}
+
+    def supposed(self, model: Model, now: float) -> dict[VersionKey, Wanted]:
+        """What would be wanted of a model's versions if it were declared so."""
+        return wishes(model, self._versions, self.guilt, now)
 
     def wanted(self, key: VersionKey) -> Wanted | None:
         return self._wanted.get(key)
@@ -183,7 +199,7 @@ class Residents:
             self._judge_again(now)
             self._attention.update(self._active())
         attention, self._attention = self._attention, set()
-        decision = plan(self._picture(attention), now)
+        decision = plan(self.picture(attention), now)
         rejected = {rejection.key for rejection in decision.rejected}
         for key in attention - rejected:
             self.decisions.resolved(key)
@@ -202,7 +218,8 @@ class Residents:
                     self._wanted.update(wishes(model, self._versions, self.guilt, now))
         self.demands.tidy(now)
 
-    def _picture(self, attention: set[VersionKey]) -> Picture:
+    def picture(self, attention: set[VersionKey]) -> Picture:
+        """Everything a decision sees of this node now."""
         workers = []
         for worker in self._workers.all():
             sums = self.copies.sums(worker.id)
@@ -291,64 +308,68 @@ class Residents:
             timeout_s=model.spec.timeout_seconds,
             predict_s=status.predict_seconds,
         )
-        self._tasks.start(f"load {move.key}", self._do_load(move.key, worker, spec, order))
+        self._tasks.start(f"load {move.key}", self._do_load(_Held(move.key, worker, details), spec.uri, order))
 
-    async def _do_load(self, key: VersionKey, worker: Worker, spec: VersionSpec, order: LoadOrder) -> None:
-        life = worker.life
+    async def _do_load(self, held: _Held, uri: str, order: LoadOrder) -> None:
         try:
-            artifact = await self._artifacts.fetch(spec.uri, order.digest)
+            artifact = await self._artifacts.fetch(uri, order.digest)
             ready = msgspec.structs.replace(order, path=str(artifact.path))
-            loaded = await worker.client.load(key, ready, wait_s=self._settings.load_timeout_s)
+            loaded = await held.worker.client.load(held.key, ready, wait_s=self._settings.load_timeout_s)
         except MsmError as error:
-            await self._load_failed(key, worker, life, error)
+            await self._load_failed(held, error)
             return
-        copy = self.copies.get(key, worker.id)
-        if worker.life != life or copy is None or copy.state != "Loading":
-            return  # the worker died meanwhile: what it held was forgotten with it
-        await self.became_ready(copy, loaded.load_seconds)
+        if self._still(held):
+            await self.became_ready(held.key, held.worker.id, loaded.load_seconds)
 
-    async def became_ready(self, copy: CopyView, load_seconds: float) -> None:
+    def _still(self, held: _Held) -> bool:
+        """Whether the copy that a task works on is there: when a worker dies, all it held is forgotten at once."""
+        return self.copies.holds(held.key, held.worker.id, held.details)
+
+    async def became_ready(self, key: VersionKey, worker: str, load_seconds: float) -> None:
         """A copy answers in its worker: bring it into the routes, then let those go on who wait for it."""
         now = self._clock.monotonic()
-        status = self._versions.status(copy.key)
+        status = self._versions.status(key)
         # The first load of a format in a worker also imports its libraries; loading again will not.
         again_s = min(load_seconds, (status.load_seconds if status else None) or load_seconds)
-        self.copies.change(copy.key, copy.worker, state="Ready", ready_since=now, last_used=now, load_seconds=again_s)
-        self._failures.pop(copy.key, None)
-        message = f"{copy.key} is ready in worker {copy.worker} after {load_seconds:.2f} s"
-        self._note(copy.key, "CopyLoaded", message, {"load_seconds": load_seconds, "memory_bytes": copy.memory_bytes})
-        await self.publish(copy.key.model_key)
-        self.demands.settle(copy.key)
-        self.attend([copy.key])
-        self.attend_waiting()
-
-    async def _load_failed(self, key: VersionKey, worker: Worker, life: int, error: MsmError) -> None:
-        if isinstance(error, DeadlineExceeded):
-            await self._abandon(key, worker, life)
-        if worker.life != life or not worker.ready:
-            return  # it died over the load: what it held was forgotten, and blamed, with it
-        self.copies.remove(key, worker.id)
-        now = self._clock.monotonic()
-        self._failures[key] = (*self._failures.get(key, ()), FailedLoad(worker.id, now, error.message))
-        self._journal.note(
-            f"model/{key}",
-            "LoadFailed",
-            f"{key} could not be loaded into worker {worker.id}: {error.message}",
-            severity="error",
-            data={"reason": error.reason},
-        )
+        copy = self.copies.change(key, worker, state="Ready", ready_since=now, last_used=now, load_seconds=again_s)
+        self._failures.pop(key, None)
+        message = f"{key} is ready in worker {worker} after {load_seconds:.2f} s"
+        self._note(key, "CopyLoaded", message, {"load_seconds": load_seconds, "memory_bytes": copy.memory_bytes})
+        await self.publish(key.model_key)
+        self.demands.settle(key)
         self.attend([key])
         self.attend_waiting()
 
-    async def _abandon(self, key: VersionKey, worker: Worker, life: int) -> None:
+    async def _load_failed(self, held: _Held, error: MsmError) -> None:
+        key, worker = held.key, held.worker
+        if isinstance(error, DeadlineExceeded):
+            await self._abandon(held)
+        if (error.reason == PEER_AWAY and await worker.died(DEATH_NOTICE_S)) or not self._still(held):
+            return  # it died over the load: what it held is forgotten, and blamed, with it
+        self.copies.remove(key, worker.id)
+        failed = FailedLoad(worker.id, self._clock.monotonic(), error.message)
+        self._failures[key] = (*self._failures.get(key, ()), failed)
+        message = f"{key} could not be loaded into worker {worker.id}: {error.message}"
+        self._journal.note(f"model/{key}", "LoadFailed", message, severity="error", data={"reason": error.reason})
+        self.attend([key])
+        self.attend_waiting()
+
+    async def _abandon(self, held: _Held) -> None:
         """A load did not end in time. The thread in it cannot be ended; if it does not come back, the worker goes."""
         try:
-            await worker.client.unload(key, drain_s=0.0)
+            await held.worker.client.unload(held.key, drain_s=0.0)
         except MsmError:
-            if worker.life == life:
-                self._workers.condemn(worker.id, f"the load of {key} does not end")
+            if self._still(held):
+                self._workers.condemn(held.worker.id, f"the load of {held.key} does not end")
+                await held.worker.died(DEATH_NOTICE_S)
 
     # ---- unload
+
+    def release(self, key: VersionKey) -> None:
+        """Unload every copy of a version because somebody asks for it; a request brings it back."""
+        self.demands.keep(key, 0, self._clock.monotonic())
+        for copy in self.copies.ready(key):
+            self._unload(Unload(key, copy.worker, "asked for by the API"))
 
     def _unload(self, move: Unload) -> None:
         copy = self.copies.get(move.key, move.worker)
@@ -365,28 +386,29 @@ class Residents:
             f"{move.key} is unloaded from worker {move.worker}: {move.reason}",
             dict(move.data),
         )
-        self._tasks.start(f"unload {move.key}", self._do_unload(move.key, worker))
+        held = _Held(move.key, worker, self.copies.details(copy))
+        self._tasks.start(f"unload {move.key}", self._do_unload(held))
 
-    async def _do_unload(self, key: VersionKey, worker: Worker) -> None:
-        life = worker.life
+    async def _do_unload(self, held: _Held) -> None:
+        key, worker = held.key, held.worker
         await self.publish(key.model_key)
         for _ in range(UNLOAD_TRIES):
-            copy = self.copies.get(key, worker.id)
-            if worker.life != life or copy is None:
+            if not self._still(held):
                 return
-            if copy.state == "Draining":
-                self.copies.change(key, worker.id, state="Unloading")
+            self.copies.change(key, worker.id, state="Unloading")
             try:
                 await worker.client.unload(key, drain_s=self._settings.drain_s)
             except MsmError as error:
+                if error.reason == PEER_AWAY and await worker.died(DEATH_NOTICE_S):
+                    return
                 self._journal.note(f"model/{key}", "UnloadFailed", error.message, severity="warning")
                 continue
-            if worker.life == life:
+            if self._still(held):
                 self.copies.remove(key, worker.id)
             self.attend([key])
             self.attend_waiting()
             return
-        if worker.life == life:
+        if self._still(held):
             self._workers.condemn(worker.id, f"{key} cannot be unloaded")
 
     # ---- routes

@@ -44,7 +44,7 @@ class WorkerListener(Protocol):
 class Worker:
     """One place for a model process; the process in it may be replaced.
 
-    `life` counts the processes, so that what was begun with one is not applied to its successor.
+    `life` counts the processes, so that an answer of one is not taken for its successor's.
     """
 
     id: str
@@ -80,6 +80,10 @@ class Worker:
     def ready(self) -> bool:
         return self.state == "Ready"
 
+    async def died(self, within_s: float) -> bool:
+        """Whether the process is gone, or will be within a moment: a broken connection is seen before its end."""
+        return self.process is None or await self.process.ended(within_s)
+
     def argv(self) -> list[str]:
         places = ["--data", str(self.data), "--control", str(self.control), "--blackbox", str(self.box)]
         return python_argv("msm.runtime", "--id", self.id, *places)
@@ -100,7 +104,6 @@ class Workers:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._record = settings.run_dir / "workers.json"
         self._logs = settings.data_dir / "logs"
-        self._closing = False
         self.adopted = 0
 
     # ---- what there is
@@ -140,7 +143,8 @@ class Workers:
             if process is None:
                 continue
             if record.dedicated is None and record.id not in shared:
-                self._tasks.start(f"stop surplus worker {record.id}", process.stop(self._settings.stop_s))
+                self._add(record.id, None, process)
+                self._end(self._workers[record.id])
                 continue
             owner = VersionKey.parse(record.dedicated) if record.dedicated else None
             answered = asyncio.Event()
@@ -154,11 +158,7 @@ class Workers:
             await answered.wait()
 
     async def close(self, *, stop: bool) -> None:
-        """End the supervision; with `stop` also the processes (SIGTERM, then SIGKILL)."""
-        self._closing = True
-        for loop in list(self._loops.values()):
-            loop.cancel()
-        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        """Let go of the processes, or end them (SIGTERM, then SIGKILL). Call it after the tasks were ended."""
         places = list(self._workers.values())
         living = [worker.process for worker in places if worker.process is not None]
         if stop:
@@ -181,14 +181,16 @@ class Workers:
     def retire(self, worker: str) -> None:
         """End a dedicated process and its place."""
         place = self._workers.get(worker)
-        if place is None or place.dedicated is None or place.retiring:
-            return
+        if place is not None and place.dedicated is not None and not place.retiring:
+            self._end(place)
+
+    def _end(self, place: Worker) -> None:
         place.retiring = True
         place.state = "Stopping"
         if place.process is not None:
-            self._tasks.start(f"retire worker {worker}", place.process.stop(self._settings.stop_s))
+            self._tasks.start(f"end worker {place.id}", place.process.stop(self._settings.stop_s))
         else:
-            self._loops[worker].cancel()
+            self._loops[place.id].cancel()
             self._remove(place)
 
     def condemn(self, worker: str, reason: str) -> None:
@@ -223,7 +225,7 @@ class Workers:
         while True:
             began = self._clock.monotonic()
             worker.life += 1
-            process = worker.process or await self._spawn(worker)
+            process = worker.process or self._spawn(worker)
             if process is not None:
                 await self._one_life(worker, process, adopted=adopted, answered=answered)
                 await worker.client.close()
@@ -234,17 +236,17 @@ class Workers:
             again = recovery.restart(in_a_row, self._clock.monotonic() - began)
             in_a_row, adopted = again.in_a_row, False
             worker.restarts += 1
-            worker.state = "Backoff"
             await self._clock.sleep(again.delay_s)
         self._remove(worker)
 
-    async def _spawn(self, worker: Worker) -> Process | None:
+    def _spawn(self, worker: Worker) -> Process | None:
+        """Start a process and record it, in one step: none may be left that no record names."""
         worker.state = "Starting"
         for leftover in (worker.data, worker.control, worker.box):
             leftover.unlink(missing_ok=True)
         try:
             rotate(worker.log, self._settings.log_bytes)
-            pid = await asyncio.to_thread(spawn, worker.argv(), worker.log, self._environment())
+            pid = spawn(worker.argv(), worker.log, self._environment())
         except OSError as error:
             worker.message = f"it could not be started: {error.strerror}"
             self._journal.note(f"worker/{worker.id}", "WorkerNotStarted", worker.message, severity="error")
@@ -258,7 +260,9 @@ class Workers:
     ) -> None:
         """From the start (or adoption) of a process to its end."""
         patience_s = ADOPT_PATIENCE_S if adopted else self._settings.start_timeout_s
-        if await self._answers(worker, process, patience_s):
+        if worker.retiring:
+            await process.died.wait()
+        elif await self._answers(worker, process, patience_s) and not worker.retiring:
             self._welcome(worker, process, adopted=adopted)
             if answered is not None:
                 answered.set()
@@ -283,6 +287,7 @@ class Workers:
     def _bury(self, worker: Worker, process: Process) -> None:
         guilt = recovery.blame(executing(worker.box))
         worker.process = None
+        worker.state = "Stopping" if worker.retiring else "Backoff"
         worker.rss_bytes = 0
         why = worker.message or process.ended_how
         worker.message = why
@@ -304,14 +309,14 @@ class Workers:
                 if live is not None:
                     worker.rss_bytes = live.rss_bytes
                     return live.pid == process.pid and live.id == worker.id
-            await self._pause(process, START_POLL_S)
+            await process.ended(START_POLL_S)
         return False
 
     async def _watch(self, worker: Worker, process: Process) -> None:
         """Return when the process has ended, or has to: its event loop is silent."""
         answered_at = self._clock.monotonic()
         log_checked_at = answered_at
-        while not await self._pause(process, self._settings.health_interval_s):
+        while not await process.ended(self._settings.health_interval_s):
             silent_s = await self._ask(worker, answered_at)
             now = self._clock.monotonic()
             if silent_s is None:
@@ -342,23 +347,13 @@ class Workers:
         worker.rss_bytes = live.rss_bytes
         return None
 
-    async def _pause(self, process: Process, seconds: float) -> bool:
-        """Wait; True as soon as the process has ended."""
-        try:
-            async with asyncio.timeout(seconds):
-                await process.died.wait()
-        except TimeoutError:
-            return False
-        return True
-
     # ---- housekeeping
 
     def _remove(self, worker: Worker) -> None:
         if self._workers.get(worker.id) is worker:
             del self._workers[worker.id]
             self._loops.pop(worker.id, None)
-            if not self._closing:
-                self._write_record()
+            self._write_record()
 
     def _write_record(self) -> None:
         """Small and rare (a start or an end of a process), hence on the loop."""

@@ -11,7 +11,7 @@ import msgspec
 
 from msm.resources.meta import DEFAULT_NAMESPACE, Base, ObjectKey
 from msm.resources.observed import Reason
-from msm.resources.serving import Model
+from msm.resources.serving import Model, VersionPhase
 
 ChangeAction = Literal["created", "updated", "unchanged", "deleted"]
 CopyPhase = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
@@ -36,7 +36,7 @@ class ChangeReport(Base, frozen=True):
 class ApplyReport(Base, frozen=True):
     """The answer to apply. With `dry_run` nothing was written, and `plan` says what the node would do about it."""
 
-    changes: tuple[ChangeReport, ...] = ()
+    changes: tuple[ChangeReport, ...]
     plan: tuple[Reason, ...] = ()
     dry_run: bool = False
 
@@ -45,7 +45,7 @@ class ModelList(Base, frozen=True):
     """All models at one revision of the store: a watch from the next revision misses nothing."""
 
     revision: int
-    items: tuple[Model, ...] = ()
+    items: tuple[Model, ...]
 
 
 class HistoryEntry(Base, frozen=True):
@@ -62,7 +62,7 @@ class HistoryEntry(Base, frozen=True):
 class HistoryList(Base, frozen=True):
     """The accepted changes of an object, oldest first."""
 
-    items: tuple[HistoryEntry, ...] = ()
+    items: tuple[HistoryEntry, ...]
 
 
 class WatchItem(Base, frozen=True):
@@ -77,6 +77,22 @@ class WatchItem(Base, frozen=True):
     @property
     def key(self) -> ObjectKey:
         return ObjectKey(self.kind, self.namespace, self.name)
+
+
+class VersionProgress(Base, frozen=True):
+    """How far a version has come; `fetched_bytes` while it is being fetched."""
+
+    phase: VersionPhase
+    fetched_bytes: int | None = None
+    message: str | None = None
+
+
+class ProgressReport(Base, frozen=True):
+    """How far the versions of a model have come, by name. `observed` is the generation that this is about."""
+
+    observed: int
+    generation: int
+    versions: dict[str, VersionProgress] = msgspec.field(default_factory=dict)
 
 
 class RollbackRequest(Base, frozen=True):

@@ -37,7 +37,8 @@ _HEADER_LENGTH: Final = header_needle("inference-header-content-length")
 _GRPC_TIMEOUT: Final = header_needle("grpc-timeout")
 _CONTENT_TYPE: Final = header_needle("content-type")
 _CONTENT_ENCODING: Final = header_needle("content-encoding")
-_JSON: Final = (b"application/json", b"application/octet-stream")
+# A form is what curl says of any body unless it is told; it is read as JSON like the others.
+_JSON: Final = (b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded", b"")
 
 
 class _InferJob(Job):

@@ -244,7 +244,7 @@ class Engine:
         if model is None:
             raise Unavailable(f"version {self.target} was unloaded", reason="not_loaded")
         try:
-            return check_outputs(self.signature, model.predict(inputs))
+            return check_outputs(self.signature, model.predict(inputs), exact=model.exact_outputs)
         except MsmError:
             raise
         except BaseException as error:  # also SystemExit: a model must not end the worker

@@ -286,7 +286,13 @@ class Connection(asyncio.Protocol):
         if len(line) != 3 or line[2] not in (b"HTTP/1.1", b"HTTP/1.0") or line[1][:1] != b"/" or not line[0].isalpha():
             raise InvalidInput("the request line is not that of HTTP/1.1", reason="bad_request_line")
         lower = head.lower()
-        if b"\0" in lower or b"\n " in lower or b"\n\t" in lower or lower.count(b"\n") != lower.count(b"\r\n"):
+        ends = lower.count(b"\r\n")
+        if (
+            b"\0" in lower
+            or b"\n " in lower
+            or b"\n\t" in lower
+            or not (ends == lower.count(b"\n") == lower.count(b"\r"))
+        ):
             raise InvalidInput("a header holds a character that is not allowed there", reason="bad_header")
         if line[2] == b"HTTP/1.0" or lower.find(b"\r\nconnection: close") >= 0:
             self._close = True

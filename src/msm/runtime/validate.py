@@ -77,10 +77,11 @@ def check_wanted(signature: Signature, wanted: tuple[WantedOutput, ...] | None) 
             )
 
 
-def check_outputs(signature: Signature, given: Any) -> dict[str, tuple[str, Array]]:
+def check_outputs(signature: Signature, given: Any, *, exact: bool = True) -> dict[str, tuple[str, Array]]:
     """What the model gave as (datatype, array) by name, in the signature's order.
 
-    Raises Internal (`model_output_invalid`) when it is not what the signature says.
+    Raises Internal (`model_output_invalid`) when it is not what the signature says; with `exact` false its shapes are
+    hints only.
     """
     if not isinstance(given, Mapping):
         raise _invalid(f"the model gave {type(given).__name__}, which is not a dict of arrays")
@@ -97,6 +98,10 @@ def check_outputs(signature: Signature, given: Any) -> dict[str, tuple[str, Arra
         datatype, array = wire_array(tensor.name, given[tensor.name])
         if datatype != tensor.datatype:
             raise _invalid(f"output {tensor.name!r} must have datatype {tensor.datatype}, the model gave {datatype}")
+        if exact and not tensor.allows(array.shape):
+            raise _invalid(
+                f"output {tensor.name!r} must have shape {list(tensor.shape)}, the model gave {list(array.shape)}"
+            )
         outputs[tensor.name] = (datatype, array)
     if len(outputs) != len(given):
         extra = next(name for name in given if name not in outputs)

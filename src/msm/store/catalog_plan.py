@@ -126,15 +126,13 @@ def plan_write(
         resource=after,
         restored=restored,
     )
-    ops: list[Op] = [
+    ops: tuple[Op, ...] = (
         Put(res_key(key), MODEL.encode(after)),
         Put(rev_key(key, generation), REVISION.encode(record)),
-    ]
-    if seen.model is None and seen.generation:
-        ops.append(Delete(gone_key(key)))
+    )
     status = None if seen.model is None else seen.model.status
     change = Change(key, made, generation, seen.model, msgspec.structs.replace(after, status=status))
-    return Plan(change, _guards(key, seen, generation), tuple(ops))
+    return Plan(change, _guards(key, seen, generation), ops)
 
 
 def plan_delete(key: ObjectKey, seen: Seen, author: Author) -> Plan:

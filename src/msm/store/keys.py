@@ -2,7 +2,7 @@
 
     /msm/res/{kind}/{namespace}/{name}          the declared object
     /msm/rev/{kind}/{namespace}/{name}/{n:08d}  its n-th accepted change, never rewritten
-    /msm/gone/{kind}/{namespace}/{name}         the last number given, while the object is deleted
+    /msm/gone/{kind}/{namespace}/{name}         the number of its last deletion
     /msm/status/{kind}/{namespace}/{name}       what the mesh found out about it
     /msm/cost/{digest}/{format}                 what an artifact was measured to cost
     /msm/event/{hour}/{id}                      a batch of events

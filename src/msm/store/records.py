@@ -29,7 +29,7 @@ class RevisionRecord(Base, frozen=True):
 
 
 class GoneRecord(Base, frozen=True):
-    """The last generation of a deleted object, so that a new one of the same name counts on."""
+    """The generation of an object's last deletion, so that a new one of the same name counts on."""
 
     generation: int
 

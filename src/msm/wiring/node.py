@@ -6,6 +6,7 @@ ask. Nothing is published before the adopted workers are known, so that a restar
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from msm.resources.meta import ObjectKey
 from msm.resources.wire import NODE_FILE, NodeFile
 from msm.settings import Settings
 from msm.store import Catalog, EventLog, SqliteStore
+from msm.store.upkeep import keep_compact
 from msm.wiring.places import STORE_FILE, prepare
 from msm.wiring.view import RunningNode
 from msm.xds.clusters import Shared
@@ -87,8 +89,10 @@ class Node:
         self._ends.push_async_callback(self._tasks.close)
         self._tasks.start("write events", events.run())
         self._tasks.start("expire events", self._expire(events))
+        self._tasks.start("compact the store", keep_compact(store, self._clock))
         view = CatalogView(catalog, self._clock)
         await view.sync()
+        gc.freeze()  # what was just read lives long: full collections must not walk it on the event loop
 
         ads = AdsServer(World())
         publisher = Publisher(ads, Translator(Shared(rescue_socket=str(config.rescue_socket))), self._report)

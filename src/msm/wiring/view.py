@@ -11,7 +11,7 @@ from msm.node.agent import Agent
 from msm.planning.activation import ActivationRequest
 from msm.resources.meta import ObjectKey
 from msm.resources.observed import Explanation, GatewayStatus, NodeStatus, Reason
-from msm.resources.serving import Model
+from msm.resources.serving import Model, VersionKey
 from msm.xds.server import AdsServer
 
 PATIENCE_S = 120.0  # how long a load that was asked for by the API may take
@@ -48,6 +48,9 @@ class RunningNode:
 
     async def deactivate(self, service: str, version: str | None) -> None:
         await self.agent.deactivate(service, version)
+
+    def fetched_bytes(self, key: VersionKey) -> int | None:
+        return self.agent.fetched_bytes(key)
 
     def log_path(self, worker_id: str) -> Path:
         return self.agent.log_path(worker_id)

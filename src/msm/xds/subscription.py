@@ -63,6 +63,7 @@ class Stream:
     def dirty(self, keys: Iterable[Key]) -> None:
         """These resources have changed."""
         for type_url, name in keys:
+            self._refused.pop((type_url, name), None)
             kind = self._types.get(type_url)
             if kind is None or not kind.wants(name):
                 continue
@@ -203,10 +204,8 @@ class Stream:
         resources = self._world.of(type_url)
         present = [resources[name] for name in due if name in resources]
         gone = [name for name in due if name not in resources and name in kind.sent]
-        for name in due:
-            self._refused.pop((type_url, name), None)
-            if name not in resources:
-                kind.sent.pop(name, None)
+        for name in gone:
+            kind.sent.pop(name, None)
         if not (present or gone or kind.answer_empty):
             return
         kind.answer_empty = False

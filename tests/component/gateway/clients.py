@@ -50,10 +50,10 @@ class Grpc:
             f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         )
 
-    async def call(self, message: bytes, *, call: str = "ModelInfer", timeout: float = 30.0, metadata=(), **more) -> Answer:
-        method = self.channel.unary_unary(
-            SERVICE + call, request_serializer=bytes, response_deserializer=bytes
-        )
+    async def call(
+        self, message: bytes, *, call: str = "ModelInfer", timeout: float = 30.0, metadata=(), **more
+    ) -> Answer:
+        method = self.channel.unary_unary(SERVICE + call, request_serializer=bytes, response_deserializer=bytes)
         pending = method(message, timeout=timeout, metadata=metadata, **more)
         try:
             body = await pending

@@ -96,7 +96,9 @@ async def test_held_requests_survive_the_death_of_the_node_process(mesh):
     def start_node() -> subprocess.Popen[str]:
         command = [sys.executable, str(HERE / "control_process.py"), str(mesh.run_dir), str(mesh.config.port)]
         command += ["w0,w1", "1.0", *services]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parents[2], env={"PYTHONPATH": "."})
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=HERE.parents[2], env={"PYTHONPATH": "."}
+        )
 
     async def ready(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
         assert await asyncio.to_thread(process.stdout.readline) == "ready\n"

@@ -149,7 +149,13 @@ async def test_a_grpc_refusal_has_the_exact_status_and_message(iris, call, messa
     ("error", "http", "grpc", "code", "retry_after"),
     [
         (LoadFailed("the artifact of iris is corrupt: 100 % of “it”"), 503, "UNAVAILABLE", "load_failed", "1"),
-        (Overloaded("the queue of iris is full: 100 wait", retry_after_s=2.2), 429, "RESOURCE_EXHAUSTED", "overloaded", "3"),
+        (
+            Overloaded("the queue of iris is full: 100 wait", retry_after_s=2.2),
+            429,
+            "RESOURCE_EXHAUSTED",
+            "overloaded",
+            "3",
+        ),
         (NotFound("version v7 was deleted"), 404, "NOT_FOUND", "not_found", None),
         (InvalidInput("no"), 400, "INVALID_ARGUMENT", "invalid_input", None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 
 import pytest
@@ -56,7 +57,7 @@ async def test_a_unit_never_leaves_the_version_whose_weight_grows(mesh):
         split = {"v1": 100 - weight, "v2": weight}
         await mesh.warm("sticky", "v1", "v2", split=split, sticky="x-user")
         seen.append(await units(mesh, "sticky"))
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         assert all(after[unit] == "v2" for unit, version in before.items() if version == "v2")
     shares = [Counter(found.values())["v2"] / 300 for found in seen]
     assert shares == sorted(shares)

@@ -23,6 +23,12 @@ HANG = [[667.0, 0.0, 0.0, 0.0]]
 GOOD = [[1.0, 2.0, 3.0, 4.0]]
 
 
+@pytest.fixture(autouse=True)
+def only_new_events(node: Node) -> None:
+    """Each test looks at the events that it caused."""
+    node.events.clear()
+
+
 async def crash(node: Node, name: str) -> None:
     """Send the request that kills the worker, and wait until the node has seen the death."""
     activated = await node.activate(name)

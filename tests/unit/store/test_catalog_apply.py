@@ -11,6 +11,7 @@ from msm.kit.errors import Conflict, InvalidInput, NotFound
 from msm.resources.meta import Meta, ObjectKey
 from msm.resources.serving import Model, ModelSpec, ModelStatus, Scaling, VersionSpec, VersionStatus
 from msm.store import Catalog, StoreConflict
+from tests.unit.store.overtaken import OvertakenStore
 
 IRIS = ObjectKey("Model", "default", "iris")
 V1 = VersionSpec(name="v1", uri="file:///models/iris-1.onnx")
@@ -176,6 +177,7 @@ async def test_deleting_removes_object_and_status_and_recreation_counts_on(catal
     (again,) = await catalog.apply([a_model()], who="ada")
     assert (again.action, again.generation, again.after.status) == ("created", 3, None)
     assert again.after.metadata.uid != created.after.metadata.uid
+    assert await catalog.get(IRIS) == again.after
     assert (await catalog.delete(IRIS, who="ada")).generation == 4
 
 
@@ -198,28 +200,13 @@ async def test_concurrent_applies_of_one_object_are_all_counted(catalog):
     assert [entry.generation for entry in await catalog.history(IRIS)] == [1, 2, 3, 4, 5, 6]
 
 
-class OvertakenStore:
-    """A store before which somebody else always writes first."""
-
-    def __init__(self, store, overtake) -> None:
-        self._store = store
-        self._overtake = overtake
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
-
-    async def apply_all(self, txn):
-        await self._overtake()
-        return await self._store.apply_all(txn)
-
-
 async def test_a_race_that_is_always_lost_ends_in_a_conflict(store, clock, catalog):
     numbers = iter(range(1, 1000))
 
     async def overtake() -> None:
         await catalog.apply([a_model(max_queue=next(numbers))], who="bob")
 
-    unlucky = Catalog(OvertakenStore(store, overtake), clock)
+    unlucky = Catalog(OvertakenStore(store, apply_all=overtake), clock)
     with pytest.raises(Conflict, match="model/iris is being changed") as caught:
         await unlucky.apply([a_model("iris", V1, V2)], who="ada")
     assert not isinstance(caught.value, StoreConflict)

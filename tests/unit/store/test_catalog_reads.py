@@ -9,9 +9,10 @@ import pytest
 from msm.kit.errors import NotFound
 from msm.resources.meta import Meta, ObjectKey
 from msm.resources.serving import Model, ModelSpec, ModelStatus, Signature, VersionSpec, VersionStatus
-from msm.store import Cost, Damaged, cost_key
-from msm.store.keys import res_key
+from msm.store import Catalog, Cost, Damaged, cost_key
+from msm.store.keys import STATUS, res_key
 from msm.store.values import Put, Txn
+from tests.unit.store.overtaken import OvertakenStore
 
 IRIS = ObjectKey("Model", "default", "iris")
 VALID = ModelStatus(observed_generation=1, versions={"v1": VersionStatus(phase="Valid", memory_bytes=7)})
@@ -53,15 +54,20 @@ async def test_a_list_is_ordered_has_the_status_and_one_revision(catalog, store)
     assert (await catalog.list("Model", "nobody"))[1] == ()
 
 
-async def test_a_list_over_many_pages_is_one_snapshot(catalog):
+async def test_a_list_over_many_pages_is_one_snapshot(store, clock, catalog):
     await catalog.apply([a_model(f"m{n:04d}") for n in range(1200)], who="ada")
-    listing = asyncio.create_task(catalog.list("Model"))
-    await catalog.apply([a_model("m0003", max_queue=5), a_model("m1100", max_queue=5)], who="bob")
-    revision, models = await listing
+    numbers = iter(range(1, 1000))
+
+    async def overtake() -> None:
+        number = next(numbers)
+        await catalog.apply([a_model("m1100", max_queue=number)], who="bob")
+        await catalog.put_status(ObjectKey("Model", "default", "m1100"), ModelStatus(observed_generation=number))
+
+    _, models = await Catalog(OvertakenStore(store, list=overtake), clock).list("Model")
+    assert next(numbers) > 4
     assert len(models) == 1200
-    changed = [m.metadata.name for m in models if m.spec.max_queue == 5]
-    newest = (await catalog.get(ObjectKey("Model", "default", "m1100"))).metadata.resource_version
-    assert changed == (["m0003", "m1100"] if revision >= newest else [])
+    (moving,) = [model for model in models if model.metadata.name == "m1100"]
+    assert (moving.spec.max_queue, moving.status.observed_generation) == (1, 1)
 
 
 async def test_status_is_written_once_and_only_for_objects(catalog, store):
@@ -73,6 +79,17 @@ async def test_status_is_written_once_and_only_for_objects(catalog, store):
     assert (await catalog.get(IRIS)).status == VALID
     with pytest.raises(NotFound):
         await catalog.put_status(ObjectKey("Model", "default", "none"), VALID)
+
+
+async def test_no_status_is_left_for_an_object_deleted_meanwhile(store, clock, catalog):
+    await catalog.apply([a_model()], who="ada")
+
+    async def overtake() -> None:
+        await catalog.delete(IRIS, who="bob")
+
+    with pytest.raises(NotFound):
+        await Catalog(OvertakenStore(store, txn=overtake), clock).put_status(IRIS, VALID)
+    assert (await store.list(STATUS)).items == ()
 
 
 async def test_a_watch_tells_declarations_status_and_deletions(catalog):

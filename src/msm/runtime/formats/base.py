@@ -44,6 +44,11 @@ class LoadedModel(Protocol):
         ...
 
     @property
+    def exact_outputs(self) -> bool:
+        """Whether the shapes of outputs in the signature bind the model; else they are hints."""
+        ...
+
+    @property
     def may_block(self) -> bool:
         """Whether a call may take arbitrarily long: then it never runs on the event loop, however fast it was."""
         ...

@@ -18,6 +18,7 @@ from msm.runtime.signature import Signature
 class LightGBMModel:
     """A booster and the names of its tensors."""
 
+    exact_outputs = True
     may_block = False
 
     def __init__(self, booster: Any, signature: Signature) -> None:

@@ -42,8 +42,9 @@ class OnnxModel:
     accepts: frozenset[str] = frozenset()
     may_block = False
 
-    def __init__(self, session: Any, signature: Signature) -> None:
+    def __init__(self, session: Any, signature: Signature, *, exact_outputs: bool) -> None:
         self.signature = signature
+        self.exact_outputs = exact_outputs
         self._session = session
         self._names = [tensor.name for tensor in signature.outputs]
         self._text = [tensor.name for tensor in signature.inputs if tensor.datatype == "BYTES"]
@@ -84,7 +85,9 @@ class OnnxFormat:
             inputs=tuple(_tensor("input", node) for node in session.get_inputs()),
             outputs=tuple(_tensor("output", node) for node in session.get_outputs()),
         )
-        return OnnxModel(session, _agreed(options.signature, found))
+        declared = options.signature
+        # What a graph says of the shapes of its outputs need not be true; what a person declares must.
+        return OnnxModel(session, _agreed(declared, found), exact_outputs=bool(declared and declared.outputs))
 
 
 def _tensor(what: str, node: Any) -> Tensor:

@@ -34,6 +34,7 @@ _NO_TYPES: Final[frozenset[str]] = frozenset()
 class PythonModel:
     """The user's object. Its calls may do anything, so they never run on the event loop."""
 
+    exact_outputs = True
     may_block = True
     accepts = _NO_TYPES
 
@@ -69,7 +70,7 @@ class PythonFormat:
         module = f"msm_model_{next(_COUNT)}"
         try:
             model, signature = _create(module, file, path)
-        except MsmError:
+        except (MsmError, MemoryError):
             raise
         except BaseException as error:
             raise LoadFailed(f"the Python model could not be loaded: it raised {first_line(error)}") from error

@@ -67,6 +67,7 @@ _METHODS: Final = frozenset(
 class SklearnModel:
     """A fitted estimator and the methods that make its outputs."""
 
+    exact_outputs = True
     may_block = False
 
     def __init__(self, estimator: Any, methods: Sequence[str], signature: Signature) -> None:

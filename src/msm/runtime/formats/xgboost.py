@@ -19,6 +19,7 @@ from msm.runtime.signature import Signature
 class XGBoostModel:
     """A booster and the names of its tensors."""
 
+    exact_outputs = True
     may_block = False
 
     def __init__(self, booster: Any, signature: Signature) -> None:

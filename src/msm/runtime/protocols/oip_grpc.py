@@ -21,7 +21,7 @@ from msm.runtime.protocols.call import InferenceCall, Sent, WantedOutput
 from msm.runtime.protocols.tensors import Array
 
 SERVICE: Final = "inference.GRPCInferenceService"
-_FIELDS: Final = {
+CONTENTS: Final = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
     "INT16": "int_contents",
@@ -124,7 +124,7 @@ def _typed(item: pb.ModelInferRequest.InferInputTensor) -> Array:
     name, datatype, shape = item.name, item.datatype, list(item.shape)
     dtype = tensors.dtype_of(datatype, name)
     count = tensors.element_count(shape, name)
-    field = _FIELDS.get(datatype)
+    field = CONTENTS.get(datatype)
     if field is None:
         raise InvalidInput(f"input {name!r}: {datatype} goes into raw_input_contents only", reason="binary_only")
     for other, _ in item.contents.ListFields():

@@ -27,8 +27,9 @@ from msm.runtime.protocols.call import InferenceCall, Sent, WantedOutput
 from msm.runtime.protocols.tensors import Array
 
 MAX_DEPTH: Final = 100
-_Scalar = str | int | float | bool | None
-_Parameters = dict[str, _Scalar]
+_AROUND_DATA: Final = 3  # the request, its list of inputs, and the input
+_Parameters = dict[str, Any]
+_SCALARS: Final = (str, int, float, bool, type(None))
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -69,6 +70,8 @@ _ELEMENTS: Final[dict[str, Any]] = {
 }
 _OPENING: Final = re.compile(rb"(?:[ \t\r\n]*\[)+")
 _OFFSET: Final = re.compile(r"\(byte (\d+)\)")
+_NOT_NUMBERS: Final = re.compile(rb"-?(NaN|Infinity)")
+_NAMES: Final = re.compile(rb'"name"\s*:\s*"([^"\\]{1,100})"')
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -136,10 +139,16 @@ def _explain(error: Exception, body: bytes | memoryview, offset: int) -> Invalid
         return InvalidInput(text.replace("`", "'"), reason=reason)
     if isinstance(error, UnicodeDecodeError):
         return InvalidInput(f"the JSON holds text that is not UTF-8: {error.reason}", reason="invalid_json")
-    text = _OFFSET.sub(lambda match: f"(byte {offset + int(match[1])})", text)
-    if "(byte" not in text:
-        text = f"{text} (byte {offset + len(body)})"
-    return InvalidInput(f"invalid JSON: {text}", reason="invalid_json")
+    found = _OFFSET.search(text)
+    # The decoder counts what follows the document from 1.
+    place = len(body) if found is None else int(found[1]) - ("trailing" in text)
+    text = text.partition(" (byte")[0].removeprefix("JSON is malformed: ")
+    token = _NOT_NUMBERS.match(body, max(0, place - 1))
+    if token is not None:
+        text = f"{token[1].decode()} is not a number of JSON, send it as binary data"
+    names = _NAMES.findall(body, 0, place)
+    where = f" after {names[-1].decode('utf-8', 'replace')!r}" if names else ""
+    return InvalidInput(f"invalid JSON{where}: {text} (byte {offset + place})", reason="invalid_json")
 
 
 def depth(body: bytes | memoryview) -> int:
@@ -186,7 +195,7 @@ def _json_tensor(item: _Input, raw: msgspec.Raw, head: bytes) -> Array:
     view = memoryview(raw)
     levels = _levels(view)
     if levels not in (1, len(shape)):
-        if levels > MAX_DEPTH:
+        if levels + _AROUND_DATA > MAX_DEPTH:
             raise InvalidInput(f"the JSON is nested more than {MAX_DEPTH} deep", reason="json_too_deep")
         raise InvalidInput(
             f"input {name!r}: data must be a flat list or {len(shape)} lists deep as its shape says",
@@ -258,7 +267,7 @@ def _outputs(items: list[_Output]) -> tuple[WantedOutput, ...]:
     return tuple(wanted.values())
 
 
-def _flag(parameters: Mapping[str, _Scalar], name: str) -> bool | None:
+def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
     value = parameters.get(name)
     if value is not None and type(value) is not bool:
         raise InvalidInput(f"parameter {name!r} must be true or false", reason="invalid_parameter")
@@ -284,7 +293,15 @@ def _refuse_doubled_keys(body: bytes, request: _Request) -> None:
 
 
 def _keys(parameters: _Parameters | msgspec.UnsetType) -> int:
-    return 0 if parameters is msgspec.UNSET else 1 + len(parameters)
+    """How many keys the parameters take in the body. Raises InvalidInput for one that is not a scalar."""
+    if parameters is msgspec.UNSET:
+        return 0
+    for key, value in parameters.items():
+        if not isinstance(value, _SCALARS):
+            raise InvalidInput(
+                f"parameter {key[:100]!r} must be a string, a number or a boolean", reason="invalid_parameter"
+            )
+    return 1 + len(parameters)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:

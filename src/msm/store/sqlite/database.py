@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -66,12 +66,9 @@ class Ownership:
             owner = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
             raise StoreInUse(database.parent, int(owner) if owner.isdigit() else None) from failure
-        try:
+        with suppress(OSError):  # a full disk; the number only serves the message, the lock is what counts
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-        except OSError as failure:  # a full disk must not keep the store from being read
-            os.close(self._fd)
-            raise NoSpace(f"the data directory '{database.parent}' cannot be written: {failure.strerror}") from failure
 
     def release(self) -> None:
         os.close(self._fd)
@@ -122,7 +119,10 @@ def _check_schema(connection: apsw.Connection) -> None:
 
 def integrity_problems(connection: apsw.Connection) -> tuple[str, ...]:
     """What SQLite's own check finds wrong with the file; empty when it is sound."""
-    found = tuple(str(row[0]) for row in connection.execute("PRAGMA integrity_check"))
+    try:
+        found = tuple(str(row[0]) for row in connection.execute("PRAGMA integrity_check"))
+    except apsw.CorruptError as failure:
+        return (str(failure),)
     return () if found == ("ok",) else found
 
 

@@ -57,7 +57,7 @@ class _Source:
             try:
                 return work(self.connection)
             finally:
-                self.connection.execute("COMMIT")
+                self.connection.execute("ROLLBACK")  # nothing was written, and unlike COMMIT it always ends the read
 
 
 @dataclass(frozen=True, slots=True)
