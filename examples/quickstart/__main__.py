@@ -27,7 +27,7 @@ from examples.quickstart import clients, zoo
 ROOT = Path(__file__).resolve().parents[2]
 MSM = str(Path(sys.executable).parent / "msm")
 START_DEADLINE_S = 30.0
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def main() -> int:

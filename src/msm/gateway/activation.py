@@ -21,10 +21,10 @@ from msm.observe.logs import get_logger
 from msm.planning.activation import Activated, ActivationRequest
 from msm.xds.names import ENDPOINT_HEADER, REVISION_HEADER, SERVICE_HEADER, TARGET_HEADER, VERSION_HEADER
 
-SERVICE = "envoy.service.auth.v3.Authorization"
-PERMISSION_DENIED = 7
 __all__ = ["Activated", "ActivationRequest", "ActivationService", "Activator", "denied"]
 
+SERVICE = "envoy.service.auth.v3.Authorization"
+PERMISSION_DENIED = 7
 MARGIN_S = 0.5  # the activator's deadline lies this much before Envoy's, so that its own error is what is told
 log = get_logger("activation")
 

@@ -130,6 +130,7 @@ class EnvoyProcess:
 
         Raises Conflict for a taken port, Unavailable when Envoy doesn't come up (its last words are in the log).
         """
+        self._stopping = False
         record = recorded(self._config.run_dir)
         if record is not None:
             self._process = psutil.Process(record.pid)

@@ -1,6 +1,4 @@
-"""Settings of a node's agent. The composition root fills them; nothing here reads files or the
-environment.
-"""
+"""Settings of a node's agent. The composition root fills them; nothing here reads files or the environment."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ class Probation:
         self._tasks.start("probation", self._live())
 
     async def close(self) -> None:
-        """End the process. It holds nothing worth keeping, so a node that leaves its workers running ends it
-        too.
-        """
+        """End the process. It holds nothing worth keeping, so a node that leaves its workers running ends it too."""
         if self._process is not None:
             await self._process.stop(self._settings.stop_s)
         await self._http.close()

@@ -33,9 +33,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def spawn(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Start `argv` in a session of its own, its output appended to `log`; returns the pid. Blocks for
-    milliseconds.
-    """
+    """Start `argv` in a session of its own, its output appended to `log`; returns the pid. Blocks for milliseconds."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, NULL, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
@@ -85,9 +83,7 @@ class Process:
 
     @classmethod
     def open(cls, pid: int, ticks: int | None = None) -> Process | None:
-        """Watch a process; None when it is gone, or when `ticks` is given and another process has its number
-        now.
-        """
+        """Watch a process; None when it is gone, or when `ticks` is given and another process has its number now."""
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:

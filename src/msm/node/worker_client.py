@@ -50,9 +50,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class LoadOrder(msgspec.Struct, frozen=True):
-    """What a worker needs to load a version. `predict_s` is the time one call may take before it counts as
-    hung.
-    """
+    """What a worker needs to load a version. `predict_s` is the time one call may take before it counts as hung."""
 
     path: str
     format: str

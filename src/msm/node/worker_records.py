@@ -13,9 +13,7 @@ log = get_logger("workers")
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A worker process: its number and start time name it exactly; `dedicated` is the only version it may
-    hold.
-    """
+    """A worker process: its number and start time name it exactly; `dedicated` is the only version it may hold."""
 
     id: str
     pid: int

@@ -20,7 +20,8 @@ ISOLATE_WINDOW_S = 60.0
 LOOP_CRASHES = 5
 LOOP_WINDOW_S = 600.0
 BLOCK_S = 900.0
-FORGET_S = 900.0
+ISOLATED_S = 900.0
+FORGET_S = LOOP_WINDOW_S + BLOCK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +109,13 @@ def judge(crashes: Sequence[Crash], now: float) -> Verdict:
             look_again_at=blocked_until,
         )
     moments = [crash.at for crash in recent]
-    if _close(moments, ISOLATE_CRASHES, ISOLATE_WINDOW_S) is None:
+    until = moments[-1] + ISOLATED_S
+    if until <= now or _last_of_run(moments, ISOLATE_CRASHES, ISOLATE_WINDOW_S) is None:
         return Verdict()
     return Verdict(
         isolated=True,
         reason=f"it ended its worker {ISOLATE_CRASHES} times within {ISOLATE_WINDOW_S:.0f} s",
-        look_again_at=moments[-1] + FORGET_S,
+        look_again_at=until,
     )
 
 
@@ -123,11 +125,11 @@ def forget(crashes: Sequence[Crash], now: float) -> tuple[Crash, ...]:
 
 
 def _blocked_until(moments: Sequence[float]) -> float | None:
-    last = _close(moments, LOOP_CRASHES, LOOP_WINDOW_S)
+    last = _last_of_run(moments, LOOP_CRASHES, LOOP_WINDOW_S)
     return None if last is None else last + BLOCK_S
 
 
-def _close(moments: Sequence[float], count: int, window_s: float) -> float | None:
+def _last_of_run(moments: Sequence[float], count: int, window_s: float) -> float | None:
     """The last moment that ends a run of `count` moments within `window_s`, or None."""
     for end in range(len(moments) - 1, count - 2, -1):
         if moments[end] - moments[end - count + 1] <= window_s:

@@ -265,9 +265,7 @@ class _Planner:
         slot.background += need.urgency is not Urgency.WAITING
 
     def _make_room(self, need: _Need, memory: int) -> bool:
-        """Whether `memory` is free now. If not, reserve what is coming and unload what may go for the
-        rest.
-        """
+        """Whether `memory` is free now. If not, reserve what is coming and unload what may go for the rest."""
         if self._room.take(memory):
             return True
         if need.urgency is Urgency.RESTORE:
@@ -319,9 +317,7 @@ class _Planner:
     # ---- afterwards
 
     def _retire(self) -> None:
-        """End dedicated processes whose version is gone, no longer isolated, blocked, or not wanted at
-        present.
-        """
+        """End dedicated processes whose version is gone, no longer isolated, blocked, or not wanted at present."""
         for key, worker in self._dedicated.items():
             if not worker or self._picture.copies.get(key):
                 continue

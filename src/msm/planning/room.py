@@ -24,16 +24,12 @@ def mib(count: int) -> str:
 
 
 def idle_for(copy: CopyView, now: float) -> float:
-    """Seconds since a copy was used; a day at most, so that a copy never used has a number that JSON can
-    hold.
-    """
+    """Seconds since a copy was used; a day at most, so that a copy never used has a number that JSON can hold."""
     return min(now - copy.last_used, DAY_S)
 
 
 def copies_wanted(wanted: Wanted, demand: Demand | None, now: float) -> tuple[int, Urgency]:
-    """How many copies a version should have, before the number of workers is known, and the strongest
-    reason.
-    """
+    """How many copies a version should have, before the number of workers is known, and the strongest reason."""
     if wanted.blocked_until is not None and wanted.blocked_until > now:
         return 0, Urgency.RESTORE
     count, urgency = wanted.minimum, Urgency.MINIMUM
@@ -135,9 +131,7 @@ class Room:
         return worth, copy.key, copy.worker
 
     def _choose(self, missing: int) -> list[CopyView] | None:
-        """Copies that give `missing` bytes, in order of going; None, and nothing changed, when they do not
-        suffice.
-        """
+        """Copies that give `missing` bytes, in order of going; None, and nothing changed, when they do not suffice."""
         chosen: list[CopyView] = []
         kept: list[CopyView] = []
         going: dict[VersionKey, int] = {}

@@ -418,3 +418,19 @@ def test_a_blocked_version_takes_no_traffic_and_says_for_how_long():
     assert (rejection.cause, rejection.final, rejection.retry_at) == ("crash_loop", True, NOW + 60.0)
     assert rejection.message == "it takes no traffic for 60 s: it ended its worker 5 times"
     assert loads(plan(picture(replace(wish, blocked_until=NOW), demand={A: waits()}), NOW)) == [A]
+
+
+def test_a_copy_never_used_is_the_first_to_make_room():
+    copies = (
+        ready(B, memory_bytes=50 * MIB, idle_s=90_000.0),
+        ready(C, memory_bytes=50 * MIB, last_used=float("-inf")),
+    )
+    wishes = [wanted(key, idle_seconds=1e9) for key in (A, B, C)]
+    (move,) = plan(picture(*wishes, copies=copies, demand={A: waits()}), NOW).moves
+    assert (move.key, move.data["idle_s"]) == (C, 86_400.0)
+
+
+def test_a_blocked_version_that_is_not_looked_at_now_may_make_room():
+    blocked = wanted(B, minimum=1, blocked_until=NOW + 60.0)
+    everything = picture(wanted(A), blocked, copies=(ready(B, memory_bytes=95 * MIB),), demand={A: waits()})
+    assert unloads(plan(replace(everything, attention=(A,)), NOW)) == [B]

@@ -62,7 +62,7 @@ def pictures(draw: st.DrawFn) -> Picture:
 
 
 @given(pictures())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_no_plan_breaks_a_rule(picture: Picture):
     decision = plan(picture, NOW)
     new = [move for move in decision.moves if isinstance(move, Load)]
@@ -97,6 +97,6 @@ def _may_make_room(picture: Picture, copy: CopyView, gone: list[Unload]) -> None
 
 
 @given(pictures())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_same_picture_gives_the_same_plan(picture: Picture):
     assert plan(picture, NOW) == plan(picture, NOW)

@@ -143,7 +143,7 @@ def _explain(error: Exception, body: bytes | memoryview, offset: int) -> Invalid
     # The decoder counts what follows the document from 1.
     place = len(body) if found is None else int(found[1]) - ("trailing" in text)
     text = text.partition(" (byte")[0].removeprefix("JSON is malformed: ")
-    token = _NOT_NUMBERS.match(body, max(0, place - 1))
+    token = _NOT_NUMBERS.search(body, max(0, place - 1), place + len(b"Infinity"))
     if token is not None:
         text = f"{token[1].decode()} is not a number of JSON, send it as binary data"
     names = _NAMES.findall(body, 0, place)
