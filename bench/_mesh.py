@@ -89,8 +89,8 @@ class Mesh:
     def start(self) -> None:
         """Start the node process and wait until it answers."""
         (self.data / "node.json").unlink(missing_ok=True)
-        log = (self.data / "up.log").open("ab")
-        self.process = subprocess.Popen(self.arguments, stdout=log, stderr=log, start_new_session=True)
+        with (self.data / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(self.arguments, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START_S
         while not (self.data / "node.json").exists():
             if self.process.poll() is not None or time.monotonic() > deadline:

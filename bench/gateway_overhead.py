@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench._gateway import (
@@ -45,21 +46,37 @@ def bare(port: int, socket: str) -> dict:
     return simple_envoy(address, {"route": {"cluster": "up"}}, [cluster])
 
 
-async def throughput(port: int, script: Path, seconds: int) -> float:
-    """Requests per second; raises when any answer is not a success."""
+@dataclass(frozen=True)
+class Rate:
+    """What one run of load came to: requests per second, and the proxy's processor time per request in µs."""
+
+    per_second: float
+    cpu_us: float
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that all threads of a process have run."""
+    times = (task / "schedstat" for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int(path.read_text().split()[0]) for path in times) / 1e9
+
+
+async def throughput(port: int, pid: int, script: Path, seconds: int) -> Rate:
+    """One run of load on the proxy `pid` at `port`; raises when any answer is not a success."""
+    before = processor_time(pid)
     with on_cores(OTHER_CORE):
         said = await run_command(
             "wrk", "-t1", "-c32", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}{PATH}"
         )
     if "Non-2xx" in said or "Socket errors" in said:
         raise RuntimeError(f"not every request succeeded: {said}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    assert found is not None
-    return float(found.group(1))
+    rate, count = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"(\d+) requests in", said)
+    assert rate is not None
+    assert count is not None
+    return Rate(float(rate.group(1)), (processor_time(pid) - before) / int(count.group(1)) * 1e6)
 
 
-async def measure(folder: Path, pairs: int, seconds: int) -> list[tuple[float, float]]:
-    """Pairs of requests per second (bare, full), measured in turn, the order changing from pair to pair."""
+async def measure(folder: Path, pairs: int, seconds: int) -> list[tuple[Rate, Rate]]:
+    """Pairs of runs (bare, full), measured in turn, the order changing from pair to pair."""
     script = folder / "post.lua"
     script.write_text(SCRIPT)
     port = free_port()
@@ -67,31 +84,44 @@ async def measure(folder: Path, pairs: int, seconds: int) -> list[tuple[float, f
         with on_cores(OTHER_CORE):
             socket = running.enter_context(upstream(folder))
         with on_cores(PROXY_CORE):
-            running.enter_context(envoy_of(bare(port, socket), "bare", folder))
+            pid = running.enter_context(envoy_of(bare(port, socket), "bare", folder))
         async with gateway(folder, PROXY_CORE) as full:
             await full.publisher.publish(plan("iris", socket, weights=(90, 10)))
             wait_for(lambda: accepts(port))
-            return await _pairs((port, full.config.port), script, pairs, seconds)
+            assert full.envoy.pid is not None
+            return await _pairs(((port, pid), (full.config.port, full.envoy.pid)), script, pairs, seconds)
 
 
-async def _pairs(ports: tuple[int, int], script: Path, pairs: int, seconds: int) -> list[tuple[float, float]]:
-    for port in ports:
-        await throughput(port, script, 1)  # warm connections and code
+async def _pairs(
+    proxies: tuple[tuple[int, int], tuple[int, int]], script: Path, pairs: int, seconds: int
+) -> list[tuple[Rate, Rate]]:
+    for proxy in proxies:
+        await throughput(*proxy, script, 1)  # warm connections and code
     results = []
     for number in range(pairs):
-        order = ports if number % 2 == 0 else ports[::-1]
-        rates = {port: await throughput(port, script, seconds) for port in order}
-        results.append((rates[ports[0]], rates[ports[1]]))
+        order = proxies if number % 2 == 0 else proxies[::-1]
+        rates = {proxy: await throughput(*proxy, script, seconds) for proxy in order}
+        results.append((rates[proxies[0]], rates[proxies[1]]))
     return results
 
 
 def run(quick: bool) -> list[Figure]:
-    pairs, seconds = (3, 1) if quick else (9, 3)
+    pairs, seconds = (5, 1) if quick else (15, 2)
     with run_folder() as folder:
         results = asyncio.run(measure(folder, pairs, seconds))
-    ratio = statistics.median(full / plain for plain, full in results)
+    ratio = statistics.median(full.per_second / plain.per_second for plain, full in results)
+    work = statistics.median(plain.cpu_us / full.cpu_us for plain, full in results)
     return [
-        Figure("bare Envoy router", statistics.median(plain for plain, _ in results), "req/s", "", None),
-        Figure("Envoy, full configuration", statistics.median(full for _, full in results), "req/s", "", None),
-        Figure("full / bare, median of pairs", ratio, "ratio", ">= 0.70", ratio >= 0.70),
+        Figure("bare Envoy router", statistics.median(plain.per_second for plain, _ in results), "req/s", "", None),
+        Figure(
+            "Envoy, full configuration", statistics.median(full.per_second for _, full in results), "req/s", "", None
+        ),
+        Figure(
+            "bare Envoy router, processor", statistics.median(plain.cpu_us for plain, _ in results), "us/req", "", None
+        ),
+        Figure(
+            "full configuration, processor", statistics.median(full.cpu_us for _, full in results), "us/req", "", None
+        ),
+        Figure("bare / full, processor, median of pairs", work, "ratio", "", None),
+        Figure("full / bare, requests per second, median of pairs", ratio, "ratio", ">= 0.70", ratio >= 0.70),
     ]

@@ -68,7 +68,7 @@ async def measure(folder: Path, socket: str, registered: int, hot_count: int, ch
         await running.publisher.publish_many([plan(n, socket) for n in hot] + [plan(n, None) for n in cold])
         start_s = time.perf_counter() - began
         connection = Connection(f"http://127.0.0.1:{running.config.port}")
-        chosen = random.Random(1)  # noqa: S311  # which services change, the same in every run
+        chosen = random.Random(1)  # which services change, the same in every run
         changed = [
             await revision_live(running, connection, chosen.choice(hot), socket, revision)
             for revision in range(2, changes + 2)

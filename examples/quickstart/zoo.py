@@ -6,11 +6,13 @@ the mesh: what comes back through the mesh has to be the same.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +45,38 @@ def _text(value: object) -> str:
 
 
 def build(folder: Path) -> list[Case]:
-    """Train what is missing below `folder` and return the tour."""
+    """Train what is missing below `folder` and return the tour; what was made before is only read."""
+    made = folder / "tour.json"
+    if made.exists():
+        return [_read(folder, entry) for entry in json.loads(made.read_text())]
     folder.mkdir(parents=True, exist_ok=True)
     makers: tuple[Callable[[Path], Case], ...] = (iris, breast_cancer, digits, readability, file_type)
-    return [make(folder) for make in makers]
+    cases = [make(folder) for make in makers]
+    made.write_text(json.dumps([_written(case) for case in cases]))
+    return cases
+
+
+def _written(case: Case) -> dict[str, Any]:
+    plain = {**asdict(case), "path": case.path.name, "expected": _written_array(case.expected)}
+    return {**plain, "inputs": {name: _written_array(array) for name, array in case.inputs.items()}}
+
+
+def _written_array(array: np.ndarray) -> dict[str, Any]:
+    values = [_text(item) for item in array.reshape(-1)] if array.dtype == object else array.reshape(-1).tolist()
+    return {"dtype": array.dtype.str, "shape": array.shape, "values": values}
+
+
+def _read(folder: Path, entry: dict[str, Any]) -> Case:
+    inputs = {name: _read_array(array) for name, array in entry["inputs"].items()}
+    changed = {"path": folder / entry["path"], "inputs": inputs, "expected": _read_array(entry["expected"])}
+    return Case(**{**entry, **changed, "labels": tuple(entry["labels"])})
+
+
+def _read_array(written: dict[str, Any]) -> np.ndarray:
+    values = written["values"]
+    if written["dtype"] == "|O":
+        values = [value.encode() for value in values]
+    return np.array(values, dtype=np.dtype(written["dtype"])).reshape(written["shape"])
 
 
 def iris(folder: Path) -> Case:
@@ -137,8 +167,6 @@ def readability(folder: Path) -> Case:
 
 def file_type(folder: Path) -> Case:
     """Magika's pretrained network, as its package ships it: which kind of content are these bytes?"""
-    import json
-
     import magika
 
     package = Path(magika.__file__).parent / "models" / "standard_v3_3"

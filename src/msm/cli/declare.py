@@ -32,7 +32,10 @@ def apply(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Declare the resources of manifests, all in one transaction: either all of them are accepted or none."""
+    """Declare the resources of manifests.
+
+    It is one transaction: either all of them are accepted or none.
+    """
     resources = read_manifests(file)
     with connect(data_dir) as client:
         report = client.apply(resources, dry_run=dry_run)

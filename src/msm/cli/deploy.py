@@ -54,11 +54,12 @@ def deploy(  # noqa: PLR0913 - the parameters are the options
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Deploy an artifact as a version of a model; the model is made when it is not there.
+    """Deploy an artifact as a version of a model.
 
-    Requests go to the new version once it has proved that it loads: a declared split gives it everything; without
-    one the alias `stable` is moved to it, if there is one; else the newest version has the traffic anyway. With
-    --no-traffic the versions that have the traffic keep it, and the new one is reached by its name or alias.
+    The model is made when it is not there. Requests go to the new version once it has proved that it loads: a
+    declared split gives it everything; without one the alias `stable` is moved to it, if there is one; else the
+    newest version has the traffic anyway. With --no-traffic the versions that have the traffic keep it, and the new
+    one is reached by its name or alias.
     """
     from msm.cli.deploying import Wanted
 

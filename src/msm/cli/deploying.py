@@ -62,7 +62,9 @@ def deployed(present: Model | None, wanted: Wanted) -> tuple[Model, str]:
     spec = _with_bounds(spec, wanted)
     if wanted.alias:
         spec = msgspec.structs.replace(spec, aliases={**spec.aliases, wanted.alias: name})
-    metadata = present.metadata if present else Meta(name=wanted.key.name, namespace=wanted.key.namespace)
+    # 0 guards against a model that another person makes at the same time.
+    made = Meta(name=wanted.key.name, namespace=wanted.key.namespace, resource_version=0)
+    metadata = present.metadata if present else made
     metadata = msgspec.structs.replace(metadata, labels={**metadata.labels, **wanted.labels})
     return Model(metadata=metadata, spec=spec), name
 

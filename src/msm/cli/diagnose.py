@@ -34,7 +34,10 @@ class Finding:
 
 
 def doctor(data_dir: DataDir = None, output: Form = Output.TABLE) -> None:
-    """Check the installation, the data directory and the running mesh. Exit code 1 when something is broken."""
+    """Check the installation and the running mesh.
+
+    The exit code is 1 when something is broken.
+    """
     from msm.settings import load_settings
 
     found = list(examine(load_settings({"data_dir": data_dir})))

@@ -40,7 +40,9 @@ def infer(  # noqa: PLR0913 - the parameters are the options
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Ask a model and print what it answers and which version and worker answered.
+    """Ask a model through the gateway.
+
+    Prints what it answers and which version and worker answered.
 
     Rows are enough where the model's inputs are known: --json '[[5.1, 3.5, 1.4, 0.2]]'. A whole body of the Open
     Inference Protocol, an object with "inputs", is sent as it is.

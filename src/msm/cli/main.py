@@ -16,8 +16,8 @@ app = typer.Typer(
     help="Run many machine-learning models as services: deploy, place, route, release and heal them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain help starts in half the time
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage, 3 not found, 4 conflict, 5 not allowed, 6 not available.",
 )
 
@@ -37,25 +37,23 @@ def options(
     """Run many machine-learning models as services: deploy, place, route, release and heal them."""
 
 
-MESH, MODELS, LOOK = "The mesh", "Models", "Looking"
-
-app.command(rich_help_panel=MESH)(node.up)
-app.command(rich_help_panel=MESH)(node.down)
-app.command(rich_help_panel=MESH)(diagnose.doctor)
-app.command(rich_help_panel=MESH)(node.token)
-app.command(rich_help_panel=MODELS)(deploy.deploy)
-app.command(rich_help_panel=MODELS)(declare.apply)
-app.command(rich_help_panel=MODELS)(infer.infer)
-app.command(rich_help_panel=MODELS)(declare.rollback)
-app.command(rich_help_panel=MODELS)(declare.delete)
-app.command(rich_help_panel=LOOK)(read.get)
-app.command(rich_help_panel=LOOK)(read.describe)
-app.command(rich_help_panel=LOOK)(read.explain)
-app.command(rich_help_panel=LOOK)(read.history)
-app.command(rich_help_panel=LOOK)(read.diff)
-app.command(rich_help_panel=LOOK)(watching.events)
-app.command(rich_help_panel=LOOK)(watching.logs)
-app.command(rich_help_panel=LOOK)(watching.top)
+app.command()(node.up)
+app.command()(node.down)
+app.command()(diagnose.doctor)
+app.command()(node.token)
+app.command()(deploy.deploy)
+app.command()(declare.apply)
+app.command()(infer.infer)
+app.command()(declare.rollback)
+app.command()(declare.delete)
+app.command()(read.get)
+app.command()(read.describe)
+app.command()(read.explain)
+app.command()(read.history)
+app.command()(read.diff)
+app.command()(watching.events)
+app.command()(watching.logs)
+app.command()(watching.top)
 
 
 def main() -> None:

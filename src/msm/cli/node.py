@@ -42,9 +42,10 @@ def up(
 
 
 def down(data_dir: DataDir = None) -> None:
-    """End what runs of the mesh of a data directory: the node, and what a killed node left behind.
+    """End the mesh of a data directory.
 
-    Models, history and artifacts stay; `msm up` brings everything back.
+    The node is stopped, and what a killed node left behind. Models, history and artifacts stay; `msm up` brings
+    everything back.
     """
     from msm.settings import data_dir as resolved
     from msm.wiring import stop_leftovers
@@ -60,7 +61,7 @@ def token(
     data_dir: DataDir = None,
     show: Annotated[bool, typer.Option("--show", help="Print the token itself.")] = False,
 ) -> None:
-    """Print where the administrator's token is kept, or the token itself."""
+    """Print where the admin token is kept, or the token."""
     from msm.kit.errors import NotFound
     from msm.resources.wire import TOKEN_FILE
     from msm.settings import data_dir as resolved

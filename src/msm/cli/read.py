@@ -33,7 +33,7 @@ def get(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """List models, versions, workers, copies, or print one model."""
+    """List models, versions, workers or copies."""
     words = list(target or [])
     kind = kind_of(words[0]) if words and len(words[0].split("/")) == 1 else None
     rest = words[1:] if kind else words
@@ -141,7 +141,10 @@ def describe(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Tell everything about a model: versions, traffic, copies, the latest events."""
+    """Tell everything about a model.
+
+    That is what is declared, versions, traffic, copies and the latest events.
+    """
     from msm.cli.tables import (
         COPY_COLUMNS,
         EVENT_COLUMNS,
@@ -182,7 +185,10 @@ def explain(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Tell why a model is as it is: what was decided about it, and what was rejected and why."""
+    """Tell why a model is as it is.
+
+    That is what was decided about it, and what was rejected and why.
+    """
     with connect(data_dir) as client:
         explanation = client.explain(model_key(target, namespace))
     if output is not Output.TABLE:
@@ -203,7 +209,10 @@ def history(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """List the generations of a model: every accepted change, also of a deleted one."""
+    """List the generations of a model.
+
+    Each is an accepted change; those of a deleted model are kept.
+    """
     with connect(data_dir) as client:
         entries = client.history(model_key(target, namespace))
     if output is not Output.TABLE:
@@ -223,7 +232,7 @@ def diff(
     namespace: Namespace = "default",
     data_dir: DataDir = None,
 ) -> None:
-    """Show what changed between two generations of a model, as a unified diff."""
+    """Compare two generations of a model."""
     key = model_key(target, namespace)
     with connect(data_dir) as client:
         declared = [entry.generation for entry in client.history(key) if entry.action != "deleted"]

@@ -40,7 +40,7 @@ def events(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Show what the mesh decided and saw, newest last."""
+    """Show what the mesh decided and saw."""
     from msm.cli.tables import EVENT_COLUMNS, event_row
 
     about = subject or ""
@@ -85,7 +85,10 @@ def logs(
     namespace: Namespace = "default",
     data_dir: DataDir = None,
 ) -> None:
-    """Show the logs of workers; of a model those lines that name it."""
+    """Show the logs of workers.
+
+    Of a model these are the lines that name it.
+    """
     with connect(data_dir) as client:
         workers = [worker.id for worker in client.node().workers]
         model = ""

@@ -25,7 +25,8 @@ from msm.node.journal import Journal
 from msm.node.observer import Observer
 from msm.node.ports import Desired, Records, Traffic
 from msm.node.probation import Probation
-from msm.node.residents import Residents, failed_version
+from msm.node.refusals import failed_version
+from msm.node.residents import Residents
 from msm.node.versions import Versions
 from msm.node.workers import Worker, Workers
 from msm.observe.events import Event
@@ -104,7 +105,7 @@ class Agent:
 
     async def _publish_adopted(self) -> None:
         models = {copy.key.model_key for copy in self._residents.copies.all() if copy.state == "Ready"}
-        await asyncio.gather(*(self._residents.publish(key) for key in sorted(models)))
+        await asyncio.gather(*(self._residents.carrier.publish(key) for key in sorted(models)))
 
     async def close(self, *, stop_workers: bool = True) -> None:
         """End the agent. `stop_workers=False` leaves the workers serving for the next node process to adopt."""
@@ -182,11 +183,11 @@ class Agent:
     ) -> tuple[VersionKey, Endpoint]:
         """Wait until each of `keys` is served or known not to be; the first of them that is."""
         errors: list[MsmError] = []
-        cold = [key for key in keys if not self._residents.is_served(key)]
+        cold = [key for key in keys if not self._residents.carrier.is_served(key)]
         if cold:
             errors = await self._wait(model, cold, deadline_s)
         for key in keys:
-            found = self._residents.endpoints(key)
+            found = self._residents.carrier.endpoints(key)
             if found:
                 return key, found[0]
         raise errors[0] if errors else Unavailable(f"model {service_name(model.key)} was lost while it was waited for")

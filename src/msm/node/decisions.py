@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Any
 
-from msm.planning.moves import Rejection
+from msm.planning.moves import Cause, Rejection
 from msm.resources.observed import Reason
 from msm.resources.serving import VersionKey
 
@@ -30,8 +31,8 @@ class Decisions:
 
     def rejected(self, rejection: Rejection) -> bool:
         """A copy could not be had. Whether that is news: the cause differs from the last one."""
-        before = self._rejected.get(rejection.key)
-        self._rejected[rejection.key] = rejection
+        before = self._rejected.pop(rejection.key, None)
+        self._rejected[rejection.key] = rejection  # at the end: what was looked at longest ago comes first
         return before is None or before.cause != rejection.cause
 
     def resolved(self, key: VersionKey) -> None:
@@ -41,9 +42,11 @@ class Decisions:
     def rejection(self, key: VersionKey) -> Rejection | None:
         return self._rejected.get(key)
 
-    def open(self) -> list[VersionKey]:
-        """Versions whose last decision was a rejection."""
-        return list(self._rejected)
+    def open(self, cause: Cause | None = None) -> Iterator[VersionKey]:
+        """Versions whose last decision was a rejection (for `cause`), those looked at longest ago first."""
+        for key, rejection in self._rejected.items():
+            if cause is None or rejection.cause == cause:
+                yield key
 
     def reasons(self, key: VersionKey) -> tuple[Reason, ...]:
         """What was decided about a version, newest first."""

@@ -151,7 +151,7 @@ class Observer:
         details = table.details(copy)
         if details.adopted_load and held.state == "READY" and copy.state == "Loading":
             details.adopted_load = False
-            work = self._residents.became_ready(copy.key, copy.worker, held.load_seconds or 0.0)
+            work = self._residents.carrier.became_ready(copy.key, copy.worker, held.load_seconds or 0.0)
             self._tasks.start(f"adopt load of {copy.key}", work)
             return
         details.requests, details.failures = held.requests, held.failures

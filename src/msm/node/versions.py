@@ -200,7 +200,7 @@ class Versions:
                 return VersionStatus(phase="Failed", digest=digest, reason=error.reason, message=error.message)
             except MsmError as error:
                 self._journal.note(
-                    f"model/{version}", "TrialPostponed", f"{version} could not be tried: {error.message}",
+                    str(version.model_key), "TrialPostponed", f"{version} could not be tried: {error.message}",
                     severity="warning",
                 )  # fmt: skip
                 await self._clock.sleep(backoff_s(attempt))
@@ -287,7 +287,7 @@ class Versions:
                 await self._records.update_status(version.model_key, change)
             except MsmError as error:
                 self._journal.note(
-                    f"model/{version}", "StatusNotWritten", f"the status of {version}: {error.message}",
+                    str(version.model_key), "StatusNotWritten", f"the status of {version}: {error.message}",
                     severity="warning",
                 )  # fmt: skip
                 await self._clock.sleep(backoff_s(attempt))

@@ -8,12 +8,14 @@ last use stands for the time to the next one. Below 0.1 s load times are noise a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 
 from msm.planning.moves import Move, Numbers, Unload, Urgency
 from msm.planning.picture import CopyView, Demand, Picture, Wanted
 from msm.resources.serving import VersionKey
 
 LOAD_NOISE_S = 0.1
+Candidate = tuple[float, VersionKey, str, CopyView]  # what may go, in the order of going
 MIB = 1 << 20
 DAY_S = 86_400.0
 
@@ -56,7 +58,7 @@ class Room:
         self._moves = moves
         self._surveyed = False
         self._coming = 0
-        self._candidates: list[CopyView] = []  # the next to go last
+        self._candidates: list[Candidate] = []  # a heap, the next to go first
         self.free = picture.capacity_bytes - picture.used_bytes
         self.settled_at: float | None = None  # when the next copy is old enough to make room
 
@@ -100,20 +102,20 @@ class Room:
             return
         self._surveyed = True
         leaving = {(move.key, move.worker) for move in self._moves if isinstance(move, Unload)}
-        ranked: list[CopyView] = []
-        for copies in self._picture.copies.values():
+        for key, copies in self._picture.copies.items():
+            floor = self._floor(key)
+            spare = not floor or sum(copy.state == "Ready" for copy in copies) > floor
             for copy in copies:
-                if copy.state in ("Draining", "Unloading") or (copy.key, copy.worker) in leaving:
+                if copy.state == "Ready" and (key, copy.worker) not in leaving:
+                    if spare and not copy.in_flight and self._settled(copy):
+                        worth = (self._now - copy.last_used) / max(copy.load_seconds, LOAD_NOISE_S)
+                        self._candidates.append((-worth, key, copy.worker, copy))
+                elif copy.state != "Loading":
                     self._coming += copy.memory_bytes
-                elif copy.state == "Ready" and not copy.in_flight and self._may_go(copy, copies):
-                    ranked.append(copy)
-        ranked.sort(key=self._rank)
-        self._candidates = ranked
+        heapify(self._candidates)
 
-    def _may_go(self, copy: CopyView, copies: tuple[CopyView, ...]) -> bool:
-        floor = self._floor(copy.key)
-        if floor and sum(other.state == "Ready" for other in copies) <= floor:
-            return False
+    def _settled(self, copy: CopyView) -> bool:
+        """Whether a copy is old enough to make room; notes when the next one will be."""
         limits = self._picture.limits
         settled_at = copy.ready_since + max(limits.stay_loads * copy.load_seconds, limits.stay_s)
         if settled_at <= self._now:
@@ -124,31 +126,30 @@ class Room:
     def _floor(self, key: VersionKey) -> int:
         """Copies of a version that must stay."""
         wanted = self._picture.wanted.get(key)
-        return copies_wanted(wanted, self._picture.demand.get(key), self._now)[0] if wanted else 0
-
-    def _rank(self, copy: CopyView) -> tuple[float, VersionKey, str]:
-        worth = (self._now - copy.last_used) / max(copy.load_seconds, LOAD_NOISE_S)
-        return worth, copy.key, copy.worker
+        if wanted is None:
+            return 0
+        demand = self._picture.demand.get(key)
+        if demand is None and not wanted.minimum:
+            return 0
+        return copies_wanted(wanted, demand, self._now)[0]
 
     def _choose(self, missing: int) -> list[CopyView] | None:
         """Copies that give `missing` bytes, in order of going; None, and nothing changed, when they do not suffice."""
-        chosen: list[CopyView] = []
-        kept: list[CopyView] = []
+        chosen: list[Candidate] = []
+        kept: list[Candidate] = []
         going: dict[VersionKey, int] = {}
-        position = len(self._candidates)
-        while missing > 0 and position:
-            position -= 1
-            copy = self._candidates[position]
-            if self._spare(copy.key) - going.get(copy.key, 0) <= 0:
-                kept.append(copy)
+        while missing > 0 and self._candidates:
+            candidate = heappop(self._candidates)
+            key, copy = candidate[1], candidate[3]
+            if self._spare(key) - going.get(key, 0) <= 0:
+                kept.append(candidate)
                 continue
-            chosen.append(copy)
-            going[copy.key] = going.get(copy.key, 0) + 1
+            chosen.append(candidate)
+            going[key] = going.get(key, 0) + 1
             missing -= copy.memory_bytes
-        if missing > 0:
-            return None
-        self._candidates = self._candidates[:position] + kept[::-1]
-        return chosen
+        for candidate in kept if missing <= 0 else [*kept, *chosen]:
+            heappush(self._candidates, candidate)
+        return [candidate[3] for candidate in chosen] if missing <= 0 else None
 
     def _spare(self, key: VersionKey) -> int:
         """Ready copies of a version beyond what must stay, without those that this plan unloads already."""

@@ -50,10 +50,6 @@ class BlackBox:
             self._memory[start : start + SLOT_BYTES] = _ZERO
             self._free.append(slot)
 
-    def close(self) -> None:
-        """Unmap the file."""
-        self._memory.close()
-
 
 def label_of(target: str) -> bytes:
     """The content of a slot for `target`, which may have at most 255 bytes."""

@@ -139,7 +139,7 @@ class DataApp:
         try:
             found = route(request.path)
             if found is None:
-                raise NotFound(f"there is no path {request.path[:100].decode('latin-1')!r} here", reason="no_such_path")
+                raise _no_path(request)
             if request.method != found.method:
                 request.respond(self._wrong_method(request, found))
                 return
@@ -283,6 +283,13 @@ class DataApp:
         else:
             answer = pb.ModelMetadataResponse(**self._metadata(target, source, engine.signature))
         request.respond(answers.grpc_message(source, answer.SerializeToString()))
+
+
+def _no_path(request: Request) -> MsmError:
+    path = repr(request.path[:100].decode("latin-1"))
+    if request.is_grpc:
+        return Unsupported(f"call {path} is not offered", reason="unknown_call")
+    return NotFound(f"there is no path {path} here", reason="no_such_path")
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:

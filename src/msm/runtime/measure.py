@@ -57,18 +57,24 @@ def measure(spec: ProbeSpec, enter: Callable[[str], None]) -> ProbeResult:
     enter("predicting")
     predict_seconds(first.model)
     enter("loading")
-    memory.collect()
-    before = memory.private_bytes()
+    before = _settled_bytes()
     started = perf_counter()
     second = formats.load(path, spec.format, options)
     load_seconds = perf_counter() - started
     enter("predicting")
     fastest = predict_seconds(second.model)
-    growth = max(0, memory.private_bytes() - before)
+    growth = max(0, _settled_bytes() - before)
     limit = spec.memory_limit_bytes
     if limit is not None and growth > limit:
         raise LoadFailed(f"the model takes {growth} bytes of memory, the limit is {limit}", reason="memory_limit")
     return ProbeResult(second.format, second.model.signature, growth, load_seconds, fastest)
+
+
+def _settled_bytes() -> int:
+    """The memory in use, without what is freed already and only kept by the allocator."""
+    memory.collect()
+    memory.give_back()
+    return memory.private_bytes()
 
 
 def predict_seconds(model: LoadedModel) -> float | None:

@@ -91,7 +91,6 @@ async def run(options: WorkerOptions) -> None:
         for listener in listeners:
             listener.stop()
         await asyncio.sleep(0)
-    box.close()
     log.info("stopped")
 
 

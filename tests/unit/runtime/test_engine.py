@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,9 @@ Make = Callable[..., Engine]
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    box = BlackBox(tmp_path / "box")
-    shell = Shell(asyncio.get_running_loop(), Threads(2, "predict"), box)
-    yield lambda model, **settings: Engine("default/m/v1", model, Settings(**settings), shell)
-    box.close()
+async def make(tmp_path: Path) -> Make:
+    shell = Shell(asyncio.get_running_loop(), Threads(2, "predict"), BlackBox(tmp_path / "box"))
+    return lambda model, **settings: Engine("default/m/v1", model, Settings(**settings), shell)
 
 
 def same(values: Array) -> Array:
@@ -299,7 +297,6 @@ def test_the_black_box_has_64_slots_of_256_bytes(tmp_path: Path) -> None:
     for slot in slots:
         box.leave(slot)
     assert path.read_bytes() == bytes(64 * 256)
-    box.close()
 
 
 async def test_a_thread_that_ends_by_an_exit_tells_its_caller() -> None:

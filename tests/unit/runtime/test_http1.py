@@ -140,7 +140,8 @@ def test_headers_are_found_by_their_whole_name_only() -> None:
         connection = Connection(Listener(handle, plain_refusal, 100))
         connection.connection_made(Wire())
         connection.data_received(
-            b"POST / HTTP/1.1\r\nInference-Header-Content-Length: 7\r\nX-A:  b \r\nx-b: x-a: c\r\ncontent-length: 0\r\n\r\n"
+            b"POST / HTTP/1.1\r\nInference-Header-Content-Length: 7\r\n"
+            b"X-A:  b \r\nx-b: x-a: c\r\ncontent-length: 0\r\n\r\n"
         )
 
     asyncio.run(run())
@@ -211,7 +212,7 @@ def test_a_body_in_too_many_tiny_chunks_is_refused_before_it_costs() -> None:
     assert refused.value.reason == "too_many_chunks"
 
 
-@pytest.mark.parametrize("data", [b"1\r\n" * 3, b"5;" + b"e" * 2000, b"0\r\n" + b"t" * 2000])
+@pytest.mark.parametrize("data", [b"1\r\n11\r\n", b"5;" + b"e" * 2000, b"0\r\n" + b"t" * 2000])
 def test_broken_lines_between_chunks_are_refused(data: bytes) -> None:
     with pytest.raises((InvalidInput, InputTooLarge)):
         ChunkedBody(100).feed(data)

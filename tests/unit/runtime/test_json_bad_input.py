@@ -101,7 +101,7 @@ CASES: list[tuple[str, bytes, str, str]] = [
     ("priority text", _raw(GOOD, b',"parameters":{"priority":"high"}'), "invalid_parameter", "priority"),
     ("nested parameter", _raw(GOOD, b',"parameters":{"p":[1]}'), "invalid_parameter", "'p'"),
     ("same output twice", _raw(GOOD, b',"outputs":[{"name":"y"},{"name":"y"}]'), "duplicate_output", "'y'"),
-    ("classification", _raw(GOOD, b',"outputs":[{"name":"y","parameters":{"classification":1}}]'), "invalid_parameter", ""),
+    ("classes", _raw(GOOD, b',"outputs":[{"name":"y","parameters":{"classification":1}}]'), "invalid_parameter", "y"),
     ("flag a number", _raw(GOOD, b',"parameters":{"binary_data_output":1}'), "invalid_parameter", "binary_data_output"),
     ("binary without header", _body(data=None, parameters={"binary_data_size": 8}), "invalid_header_length", "'x'"),
 ]  # fmt: skip

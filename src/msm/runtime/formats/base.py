@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ Array = npt.NDArray[Any]
 NUMERIC: Final = frozenset(
     {"BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"}
 )
+_FOLDERS: Final = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
+_INSIDE: Final = re.compile(r"\bmsm_model_\d+\b|\b0x[0-9a-f]{8,}\b")
 MAX_FILES: Final = 10_000
 
 
@@ -141,6 +144,12 @@ def zeros(signature: Signature) -> dict[str, Array]:
 
 
 def first_line(error: BaseException) -> str:
-    """Type and first line of a foreign exception: what a person may be told of it."""
+    """Type and first line of a foreign exception: what a person may be told of it.
+
+    Of paths only the end is told; addresses in memory and the names under which models are imported are left out.
+    """
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    told = _INSIDE.sub("model", _FOLDERS.sub("", lines[0][:1000]))
+    return f"{type(error).__name__}: {told[:200]}"

@@ -93,9 +93,8 @@ def check_external_data(file: Path) -> None:
         except _Malformed as error:
             raise LoadFailed("the ONNX file is broken", reason="corrupt_artifact") from error
     for location in locations:
-        pure = PurePosixPath(location)
-        inside = not pure.is_absolute() and (root / pure).resolve().is_relative_to(root)
-        if not inside or "\\" in location or "\0" in location:
+        odd = "\\" in location or "\0" in location or PurePosixPath(location).is_absolute()
+        if odd or not (root / location).resolve().is_relative_to(root):
             raise LoadFailed(
                 f"the ONNX model takes data from {location[:100]!r}, which is outside of its folder",
                 reason="external_data_outside",
