@@ -194,9 +194,10 @@ class MeshClient:
         params = {"subject": subject, "limit": str(limit), **_given(since=since)}
         return self._call(tuple[Event, ...], "GET", "/api/v1/events", params=params)
 
-    def follow_events(self, subject: str = "") -> Iterator[Event]:
-        """Events as they come, until the node ends or the iterator is closed."""
-        yield from self._stream(Event, "/api/v1/events", {"subject": subject, "follow": "true"})
+    def follow_events(self, subject: str = "", *, since: float | None = None, limit: int = 0) -> Iterator[Event]:
+        """The newest `limit` events and then those that come, until the node ends or the iterator is closed."""
+        params = {"subject": subject, "follow": "true", "limit": str(limit), **_given(since=since)}
+        yield from self._stream(Event, "/api/v1/events", params)
 
     def watch(self, from_revision: int | None = None) -> Iterator[WatchItem]:
         """Changes of models as they come."""

@@ -90,8 +90,11 @@ class HttpCase(Expect, frozen=True, kw_only=True):
 
 
 class GrpcCase(_Strict, frozen=True, kw_only=True):
-    """One gRPC call. `message` replaces top-level fields of a valid request in protobuf's JSON form; `body` is the
-    message as bytes, `tail` follows the message, `frame` is the whole body with its frame. `status` is the name (or names) of the right status."""
+    """One gRPC call.
+
+    `request` replaces top-level fields of a valid request, in protobuf's JSON form; `body` is the message as bytes,
+    `tail` follows it, `frame` is the whole body with its frame. `status` is the name (or names) of the right status.
+    """
 
     id: str
     title: str
@@ -144,14 +147,14 @@ class ManifestCase(_Strict, frozen=True, kw_only=True):
 class ArtifactCase(_Strict, frozen=True, kw_only=True):
     """One artifact, made by a generator of `tests.badinput.artifacts` (or at `uri`), and how its version must fail.
 
-    It goes through the whole mesh, or straight to the probation process, or both.
+    It goes through the whole mesh, or straight to the probation process, whose limits can be set low.
     """
 
     id: str
     title: str
     reason: str | list[str]
     message: str = ""
-    through: list[Literal["mesh", "probation"]] = msgspec.field(default_factory=lambda: ["mesh", "probation"])
+    through: list[Literal["mesh", "probation"]] = msgspec.field(default_factory=lambda: ["mesh"])
     make: str | None = None
     uri: str | None = None
     format: str | None = None
@@ -182,6 +185,21 @@ class AdminCase(Expect, frozen=True, kw_only=True):
     gateway: bool = False
 
 
+class CommandCase(_Strict, frozen=True, kw_only=True):
+    """One run of the command: its arguments, and how it must end. `error` is a pattern for standard error."""
+
+    id: str
+    title: str
+    arguments: list[str]
+    code: int | list[int]
+    error: str
+    stdin: str | None = None
+
+    @property
+    def codes(self) -> list[int]:
+        return [self.code] if isinstance(self.code, int) else self.code
+
+
 class NotYet(_Strict, frozen=True, kw_only=True):
     """A row, or a part of one, that what exists cannot be asked yet."""
 
@@ -189,9 +207,7 @@ class NotYet(_Strict, frozen=True, kw_only=True):
     reason: str
 
 
-
-
-K = TypeVar("K", HttpCase, GrpcCase, ManifestCase, ArtifactCase, AdminCase, NotYet)
+K = TypeVar("K", HttpCase, GrpcCase, ManifestCase, ArtifactCase, AdminCase, CommandCase, NotYet)
 
 
 @cache

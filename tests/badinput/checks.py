@@ -16,7 +16,9 @@ MOST_SENTENCE = 1000
 _SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _INSIDE = {
     "a traceback": re.compile(r"Traceback \(most recent|File \"[^\"]+\", line \d+"),
-    "a path of this machine": re.compile(r"(?<![\w/.:-])/(?:tmp|root|home|usr|var|run|work|opt|proc|dev|srv|etc)/[\w.-]"),
+    "a path of this machine": re.compile(
+        r"(?<![\w/.:-])/(?:tmp|root|home|usr|var|run|work|opt|proc|dev|srv|etc)/[\w.-]"
+    ),
     "an internal socket": re.compile(r"[\w-]+\.sock\b"),
     "a process number": re.compile(r"(?i)\b(?:pid|process)\b\W{0,3}\d{2,}"),
     "an address in memory": re.compile(r"\b0x[0-9a-f]{8,}\b"),

@@ -9,13 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from bench._mesh import mesh
-from tests.badinput.mesh import Subject, Worker, worker_doors
+from bench._mesh import Mesh, mesh
+from tests.badinput.bodies import request_of
+from tests.badinput.cases import HttpCase, read
+from tests.badinput.mesh import Subject, Worker, address_of, worker_doors
 from tests.badinput.models import CLASSES, declared, write_models
+from tests.badinput.wire import Answer, Line
 
 START_S = 20.0
 
@@ -31,7 +35,8 @@ def subject(artifacts: dict[str, Path]) -> Iterator[Subject]:
     with mesh("--workers", "1") as started:
         started.apply([declared(name, path) for name, path in artifacts.items()])
         started.wait_ready(len(artifacts) - 1, within_s=60)
-        yield Subject(started)
+        with ThreadPoolExecutor(1) as threads:
+            yield Subject(started, threads.submit(_slowly, started))
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +60,14 @@ def worker(artifacts: dict[str, Path]) -> Iterator[Worker]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=30)
+
+
+def _slowly(started: Mesh) -> Answer:
+    """The answer to the request of the catalogue whose head comes slowly."""
+    (case,) = [case for case in read("http", HttpCase) if case.pace_s is not None]
+    sent = request_of(case, "gateway")
+    with Line(address_of(started.gateway)) as line:
+        return line.ask_paced([sent[at : at + 1] for at in range(len(sent))], every_s=case.pace_s or 0, within_s=20)
 
 
 def _wait_for(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -124,5 +124,3 @@ def over_http1(case: GrpcCase, worker: Doorway) -> Told:
 def _name(code: str | None) -> str:
     assert code is not None, "the answer has no grpc-status"
     return CODES[int(code)]
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.badinput.cases import Door
 from tests.badinput.wire import Address, Answer, Line, request
 
 JSON = ("content-type", "application/json")
+OWN = "bad-"  # models with such names belong to the test that declares and deletes them
 GOOD_PATH = "/v2/models/perceptron/infer"
 
 
@@ -56,10 +58,13 @@ class Subject:
     """A mesh with the models of `tests.badinput.models`, seen from outside."""
 
     mesh: Mesh
+    slow: Future[Answer]  # a request whose head comes one byte a second: begun with the mesh, since it takes long
     gateway: Doorway = field(init=False)
+    _declared: list[tuple[str, str, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gateway", Doorway("gateway", _address(self.mesh.gateway)))
+        object.__setattr__(self, "gateway", Doorway("gateway", address_of(self.mesh.gateway)))
+        object.__setattr__(self, "_declared", self._models())
 
     def api(
         self,
@@ -72,7 +77,7 @@ class Subject:
         through_gateway: bool = False,
     ) -> Answer:
         """One call of the node's API; `token` None sends none."""
-        address = _address(self.mesh.gateway if through_gateway else self.mesh.api)
+        address = address_of(self.mesh.gateway if through_gateway else self.mesh.api)
         with Line(address) as line:
             return line.ask(self._call(method, path, body, headers or {}, token), method=method)
 
@@ -80,7 +85,7 @@ class Subject:
     def streams(self, path: str, count: int) -> Iterator[list[Answer]]:
         """That many open streams of the API; yields the heads of their answers."""
         with contextlib.ExitStack() as stack:
-            lines = [stack.enter_context(Line(_address(self.mesh.api))) for _ in range(count)]
+            lines = [stack.enter_context(Line(address_of(self.mesh.api))) for _ in range(count)]
             sent = self._call("GET", path, None, {}, "good")
             yield [line.ask(sent, method="GET", head_only=True) for line in lines]
 
@@ -96,18 +101,19 @@ class Subject:
             lines.append(("authorization", f"Bearer {self.mesh.token if token == 'good' else token}"))
         return request(method, _under_api(path), lines, body)
 
-    def models(self) -> list[tuple[str, str, int]]:
-        """What is declared: a bad input must not change it."""
+    def is_unchanged(self) -> None:
+        """(f) What is declared is what was declared at the beginning, and (a) everybody is served."""
+        assert self._models() == self._declared
+        self.gateway.serves()
+
+    def _models(self) -> list[tuple[str, str, int]]:
         answer = self.api("GET", "/models")
         assert answer.status == 200, answer.text[:500]
         return [
             (item["metadata"].get("namespace", "default"), item["metadata"]["name"], item["metadata"]["generation"])
             for item in json.loads(answer.body)["items"]
+            if not item["metadata"]["name"].startswith(OWN)
         ]
-
-    def still_serves(self) -> None:
-        """The API and the gateway answer valid requests."""
-        self.gateway.serves()
 
     def pids(self) -> dict[str, int]:
         """The processes of the mesh by name."""
@@ -129,7 +135,8 @@ def _under_api(path: str) -> str:
     return path[1:] if path.startswith("//") else f"/api/v1{path}"
 
 
-def _address(url: str) -> tuple[str, int]:
+def address_of(url: str) -> tuple[str, int]:
+    """Host and port of a URL."""
     parts = urlsplit(url)
     return parts.hostname or "127.0.0.1", parts.port or 80
 
@@ -155,6 +162,4 @@ class Worker:
 
 def worker_doors(data: Path, control: Path) -> Worker:
     """The doors of a worker at these sockets."""
-    return Worker(
-        Doorway("worker", data, (("x-msm-target", "default/perceptron/v1"),)), Doorway("worker", control)
-    )
+    return Worker(Doorway("worker", data, (("x-msm-target", "default/perceptron/v1"),)), Doorway("worker", control))

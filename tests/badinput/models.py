@@ -64,6 +64,7 @@ class Model:
             case 14: raise MemoryError()
             case 15: return deeper(0)
             case 16: raise ValueError("first line\\nsecond line\\n  third line")
+            case 18: raise ValueError("\\x1b[31mred\\x1b]0;title\\x07")
             case 17: return {"y": np.zeros(3, np.complex64)}
         return {"y": right()}
 """

@@ -114,7 +114,7 @@ def test_a_bad_artifact_fails_with_its_reason_in_the_mesh(
     assert fate.get("phase") == "Failed", fate
     judge(case, fate.get("reason"), fate.get("message"))
     nothing_ran(case, made)
-    subject.still_serves()
+    subject.gateway.serves()
 
 
 # ---- straight to probation

@@ -9,7 +9,17 @@ from itertools import chain
 import pytest
 
 from tests.badinput.artifacts import MAKERS
-from tests.badinput.cases import AdminCase, ArtifactCase, Expect, GrpcCase, HttpCase, ManifestCase, NotYet, read
+from tests.badinput.cases import (
+    AdminCase,
+    ArtifactCase,
+    CommandCase,
+    Expect,
+    GrpcCase,
+    HttpCase,
+    ManifestCase,
+    NotYet,
+    read,
+)
 
 ROWS = {"T": 22, "R": 33, "B": 7, "G": 10, "O": 13, "M": 22, "Z": 10, "D": 19}
 HTTP = tuple(chain.from_iterable(read(name, HttpCase) for name in ("http", "rest", "binary")))
@@ -19,15 +29,16 @@ EVERYTHING = (
     *read("manifests", ManifestCase),
     *read("artifacts", ArtifactCase),
     *read("admin", AdminCase),
+    *read("command", CommandCase),
 )
 ELSEWHERE = {
     "T16": "test_http2", "T17": "test_http2", "T18": "test_connections", "T19": "test_connections",
-    "R31": "test_connections", "D14": "test_admin", "D16": "test_command",
+    "R31": "test_connections", "D14": "test_admin",
 }  # fmt: skip
 
 
 def row_of(identity: str) -> str:
-    match = re.fullmatch(r"([A-Z]\d+)[a-z]", identity)
+    match = re.fullmatch(r"([A-Z]\d+)[A-Za-z]", identity)
     assert match is not None, identity
     return match[1]
 

@@ -47,7 +47,8 @@ requests = st.fixed_dictionaries(
         "inputs": st.lists(tensors, max_size=3) | anything,
         "outputs": st.lists(st.fixed_dictionaries({}, optional={"name": anything, "parameters": anything})) | anything,
         "id": anything,
-        "parameters": st.dictionaries(st.sampled_from(["timeout", "priority", "binary_data_output"]), anything) | anything,
+        "parameters": st.dictionaries(st.sampled_from(["timeout", "priority", "binary_data_output"]), anything)
+        | anything,
     },
 )
 
@@ -147,5 +148,3 @@ def _is_message(data: bytes) -> bool:
     except DecodeError:
         return False
     return True
-
-

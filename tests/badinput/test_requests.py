@@ -26,9 +26,8 @@ def through(door: str) -> Any:
 
 @through("gateway")
 def test_bad_input_gets_its_answer_through_envoy_and_changes_nothing(case: HttpCase, subject: Subject):
-    before = subject.models()
     run(case, subject.gateway)
-    assert subject.models() == before
+    subject.is_unchanged()
 
 
 @through("worker")
@@ -61,14 +60,10 @@ def judge(case: HttpCase, answer: Answer, door: Doorway, sent: bytes) -> None:
         assert given == case.outputs
 
 
-@pytest.mark.slow
 def test_a_slow_head_is_ended_in_time(subject: Subject):
     (case,) = [case for case in ALL if case.pace_s is not None]
-    sent = request_of(case, "gateway")
-    with subject.gateway.line() as line:
-        pieces = [sent[at : at + 1] for at in range(len(sent))]
-        answer = line.ask_paced(pieces, every_s=case.pace_s or 0, within_s=20)
+    answer = subject.slow.result(timeout=20)
     as_expected(answer, case)
     rest_error(answer)
     assert 8 <= answer.took_s <= 14
-    subject.still_serves()
+    subject.gateway.serves()

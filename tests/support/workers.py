@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -171,11 +172,9 @@ def _wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     while True:
         if process.poll() is not None:
             raise AssertionError(f"the process ended with {process.returncode}: {log.read_text()}")
-        try:
+        with contextlib.suppress(OSError):  # not listening yet, which the deadline bounds
             if path.exists() and call(path, "GET", "/v2/health/live").status == 200:
                 return
-        except OSError:
-            pass
         assert time.monotonic() < deadline, f"not ready within {START_S} s: {log.read_text()}"
         time.sleep(0.02)
 

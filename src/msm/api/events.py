@@ -22,22 +22,34 @@ MOST_REVISION = 2**63 - 1
 
 
 async def events(request: Request) -> Response:
-    """The newest events, oldest of them first; with `follow` those that come, for as long as the client stays.
+    """The newest events (`limit`, 200), oldest of them first. With `follow` the newest (`limit`, none) and then all
+    that come, for as long as the client stays: nothing is missed and nothing told twice.
 
     `subject` "model/iris" means that object and what belongs to it.
     """
     deps = deps_of(request)
     subject = request.query_params.get("subject") or None
-    if flag(request, "follow"):
-        return deps.streams.events(_follow(deps, subject))
-    limit = number(request, "limit", least=1, most=MOST_EVENTS, default=200) or 200
-    return answer(await deps.events.list(subject, _since(request), limit))
+    following = flag(request, "follow")
+    default = 0 if following else 200
+    limit = number(request, "limit", least=0, most=MOST_EVENTS, default=default)
+    since = _since(request)
+    if following:
+        return deps.streams.events(_follow(deps, subject, since, limit or 0))
+    return answer(await deps.events.list(subject, since, limit) if limit else ())
 
 
-async def _follow(deps: ApiDeps, subject: str | None) -> AsyncGenerator[tuple[str, Any], None]:
-    async with closing(deps.events.follow(subject)) as following:
-        async for event in following:
+async def _follow(
+    deps: ApiDeps, subject: str | None, since: float | None, limit: int
+) -> AsyncGenerator[tuple[str, Any], None]:
+    # Followed before the past is read: an event in between is in both, and left out the second time.
+    async with closing(deps.events.follow(subject)) as coming:
+        past = await deps.events.list(subject, since, limit) if limit else ()
+        for event in past:
             yield "event", event
+        told = {id(event) for event in past}
+        async for event in coming:
+            if id(event) not in told:
+                yield "event", event
 
 
 async def watch(request: Request) -> Response:

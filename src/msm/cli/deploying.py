@@ -106,6 +106,8 @@ def _with_split(spec: ModelSpec, split: tuple[SplitEntry, ...]) -> ModelSpec:
 
 
 def _with_bounds(spec: ModelSpec, wanted: Wanted) -> ModelSpec:
+    if wanted.least is None and wanted.most is None:
+        return spec
     least = spec.scaling.min if wanted.least is None else wanted.least
     most = max(spec.scaling.max, least) if wanted.most is None else wanted.most
     return msgspec.structs.replace(spec, scaling=msgspec.structs.replace(spec.scaling, min=least, max=most))

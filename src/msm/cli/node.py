@@ -38,7 +38,8 @@ def up(
         "workers": workers,
         "capacity_bytes": capacity,
     }
-    run_node(load_settings(flags))
+    if code := run_node(load_settings(flags)):
+        raise typer.Exit(code)
 
 
 def down(data_dir: DataDir = None) -> None:

@@ -44,18 +44,17 @@ def events(
     from msm.cli.tables import EVENT_COLUMNS, event_row
 
     about = subject or ""
+    after = None if since is None else time.time() - span(since)
     with connect(data_dir) as client:
-        past = client.events(about, since=None if since is None else time.time() - span(since), limit=limit)
-        if output is Output.TABLE:
-            show(table(EVENT_COLUMNS, [event_row(event) for event in past]))
-        elif follow:
-            for event in past:
-                dump_line(event)
-        else:
-            dump(past, output)
         if follow:
-            for event in client.follow_events(about):
+            for event in client.follow_events(about, since=after, limit=limit):
                 _tell(event, output)
+            return
+        past = client.events(about, since=after, limit=limit)
+    if output is Output.TABLE:
+        show(table(EVENT_COLUMNS, [event_row(event) for event in past]))
+    else:
+        dump(past, output)
 
 
 def _tell(event: Event, output: Output) -> None:

@@ -7,6 +7,7 @@ the exact error in the caller's protocol. A client that hangs up cancels its cal
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import grpc
@@ -19,7 +20,14 @@ from msm.gateway.answers import ErrorAnswer, error_answer, is_grpc
 from msm.kit.errors import Internal, MsmError
 from msm.observe.logs import get_logger
 from msm.planning.activation import Activated, ActivationRequest
-from msm.xds.names import ENDPOINT_HEADER, REVISION_HEADER, SERVICE_HEADER, TARGET_HEADER, VERSION_HEADER
+from msm.xds.names import (
+    ENDPOINT_HEADER,
+    REVISION_HEADER,
+    SERVICE_HEADER,
+    TARGET_HEADER,
+    UNKNOWN_HEADER,
+    VERSION_HEADER,
+)
 
 __all__ = ["Activated", "ActivationRequest", "ActivationService", "Activator", "denied"]
 
@@ -55,15 +63,15 @@ class ActivationService:
         handler = grpc.unary_unary_rpc_method_handler(
             self._check,
             request_deserializer=external_auth_pb2.CheckRequest.FromString,
-            response_serializer=external_auth_pb2.CheckResponse.SerializeToString,
+            response_serializer=bytes,
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Check": handler}),))
 
-    async def _check(self, request: Any, context: Any) -> Any:
+    async def _check(self, request: Any, context: Any) -> bytes:
         question = self._question(request, context)
         self.holding += 1
         try:
-            return self._allowed(await self._activator.activate(question))
+            return allowed(await self._activator.activate(question), self._rescue_socket)
         except MsmError as error:
             return denied(error_answer(error), grpc_caller=question.grpc)
         except Exception:
@@ -78,41 +86,46 @@ class ActivationService:
         remaining = context.time_remaining()
         deadline = self._hold_s if remaining is None else min(self._hold_s, remaining)
         return ActivationRequest(
-            service=headers.get(SERVICE_HEADER, ""),
+            service=headers.get(UNKNOWN_HEADER) or headers.get(SERVICE_HEADER, ""),
             version=headers.get(VERSION_HEADER) or None,
             grpc=is_grpc(headers.get("content-type", "")),
             deadline_s=max(0.0, deadline - MARGIN_S),
         )
 
-    def _allowed(self, activated: Activated) -> Any:
-        # Envoy tries the endpoints of the list in order, one an attempt: behind the worker stands the rescue proxy.
-        sockets = [activated.socket, *([self._rescue_socket] if self._rescue_socket else [])]
-        headers = [(ENDPOINT_HEADER, ",".join(sockets)), (TARGET_HEADER, activated.target)]
-        if activated.timeout_s is not None:
-            headers.append(("x-envoy-upstream-rq-timeout-ms", str(round(activated.timeout_s * 1000))))
-        if activated.replay:
-            headers.append(("x-envoy-retry-on", "reset"))
-        answer = [] if activated.revision is None else [(REVISION_HEADER, str(activated.revision))]
-        return external_auth_pb2.CheckResponse(
-            status=status_pb2.Status(),
-            ok_response=external_auth_pb2.OkHttpResponse(
-                headers=_headers(headers), response_headers_to_add=_headers(answer)
-            ),
-        )
+
+@lru_cache(maxsize=1024)
+def allowed(activated: Activated, rescue_socket: str | None) -> bytes:
+    """The permission to go on, serialized: hundreds who waited for one copy get the same."""
+    # Envoy tries the endpoints of the list in order, one an attempt: behind the worker stands the rescue proxy.
+    sockets = [activated.socket, *([rescue_socket] if rescue_socket else [])]
+    headers = [(ENDPOINT_HEADER, ",".join(sockets)), (TARGET_HEADER, activated.target)]
+    if activated.timeout_s is not None:
+        headers.append(("x-envoy-upstream-rq-timeout-ms", str(round(activated.timeout_s * 1000))))
+    if activated.replay:
+        headers.append(("x-envoy-retry-on", "reset"))
+    answer = [] if activated.revision is None else [(REVISION_HEADER, str(activated.revision))]
+    response = external_auth_pb2.CheckResponse(
+        status=status_pb2.Status(),
+        ok_response=external_auth_pb2.OkHttpResponse(
+            headers=_headers(headers), response_headers_to_add=_headers(answer)
+        ),
+    )
+    return bytes(response.SerializeToString())
 
 
-def denied(answer: ErrorAnswer, *, grpc_caller: bool) -> Any:
-    """The refusal of a request. Envoy turns the body into grpc-message for a gRPC caller."""
+def denied(answer: ErrorAnswer, *, grpc_caller: bool) -> bytes:
+    """The refusal of a request, serialized. Envoy turns the body into grpc-message for a gRPC caller."""
     headers = [("grpc-status", str(answer.grpc_status))] if grpc_caller else [("content-type", "application/json")]
     if answer.retry_after is not None and not grpc_caller:
         headers.append(("retry-after", answer.retry_after))
     body = answer.message if grpc_caller else answer.body.decode()
-    return external_auth_pb2.CheckResponse(
+    response = external_auth_pb2.CheckResponse(
         status=status_pb2.Status(code=PERMISSION_DENIED),
         denied_response=external_auth_pb2.DeniedHttpResponse(
             status=http_status_pb2.HttpStatus(code=answer.http_status), headers=_headers(headers), body=body
         ),
     )
+    return bytes(response.SerializeToString())
 
 
 def _headers(pairs: Iterable[tuple[str, str]]) -> list[Any]:

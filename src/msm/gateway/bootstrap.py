@@ -14,7 +14,7 @@ from typing import Any
 
 from msm.gateway.local_replies import local_replies
 from msm.resources.meta import NAME_RULE
-from msm.xds.names import API_CLUSTER, EXT_AUTHZ_FILTER, HTTP_OPTIONS, SERVICE_HEADER, XDS_CLUSTER
+from msm.xds.names import API_CLUSTER, EXT_AUTHZ_FILTER, HTTP_OPTIONS, SERVICE_HEADER, UNKNOWN_FILTER, XDS_CLUSTER
 
 TYPES = "type.googleapis.com/envoy."
 MANY = 1_000_000
@@ -81,8 +81,12 @@ def bootstrap(config: GatewayConfig) -> str:
 
 def extraction_script(config: GatewayConfig) -> str:
     """The Lua script that finds service and version, with this configuration's limits."""
-    text = resources.files("msm.gateway").joinpath("extract.lua").read_text("utf-8")
+    text = _script("extract.lua")
     return text.replace("@BODY_LIMIT@", str(config.body_limit_bytes)).replace("@NAME_RULE@", NAME_RULE)
+
+
+def _script(name: str) -> str:
+    return resources.files("msm.gateway").joinpath(name).read_text("utf-8")
 
 
 def typed(name: str, **fields: Any) -> Json:
@@ -131,7 +135,7 @@ def _http(config: GatewayConfig) -> Json:
         stat_prefix="gateway",
         codec_type="AUTO",
         scoped_routes=_scopes(),
-        http_filters=[_extraction(config), _activation(config), _router()],
+        http_filters=[_extraction(config), _unknown(), _activation(config), _router()],
         early_header_mutation_extensions=[_strip()],
         local_reply_config=local_replies(),
         access_log=_access_log(config),
@@ -185,6 +189,12 @@ def _extraction(config: GatewayConfig) -> Json:
     script = {"inline_string": extraction_script(config)}
     lua = typed("extensions.filters.http.lua.v3.Lua", default_source_code=script)
     return {"name": "envoy.filters.http.lua", "typed_config": lua}
+
+
+def _unknown() -> Json:
+    """Hands requests without a route to the node process."""
+    lua = typed("extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _script("unknown.lua")})
+    return {"name": UNKNOWN_FILTER, "typed_config": lua}
 
 
 def _activation(config: GatewayConfig) -> Json:

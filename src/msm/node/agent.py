@@ -181,16 +181,20 @@ class Agent:
     async def _make_warm(
         self, model: Model, keys: Sequence[VersionKey], deadline_s: float
     ) -> tuple[VersionKey, Endpoint]:
-        """Wait until each of `keys` is served or known not to be; the first of them that is."""
-        errors: list[MsmError] = []
-        cold = [key for key in keys if not self._residents.carrier.is_served(key)]
-        if cold:
-            errors = await self._wait(model, cold, deadline_s)
-        for key in keys:
-            found = self._residents.carrier.endpoints(key)
-            if found:
-                return key, found[0]
-        raise errors[0] if errors else Unavailable(f"model {service_name(model.key)} was lost while it was waited for")
+        """Wait until each of `keys` is served or known not to be; the first of them that is.
+
+        A copy may be lost again before the one who waited for it runs: then the wait goes on within its deadline.
+        """
+        deadline = self._clock.monotonic() + deadline_s
+        while True:
+            cold = [key for key in keys if not self._residents.carrier.is_served(key)]
+            errors = await self._wait(model, cold, deadline - self._clock.monotonic()) if cold else []
+            for key in keys:
+                found = self._residents.carrier.endpoints(key)
+                if found:
+                    return key, found[0]
+            if errors or not cold:
+                raise errors[0] if errors else Unavailable(f"model {service_name(model.key)} is being unloaded")
 
     async def _wait(self, model: Model, cold: Sequence[VersionKey], deadline_s: float) -> list[MsmError]:
         """Queue for cold versions; the errors of those that could not be had."""

@@ -99,12 +99,14 @@ class Carrier:
         return [VersionKey(key.namespace, key.name, spec.name) for spec in model.spec.versions] if model else []
 
     def note(self, key: VersionKey, reason: str, message: str, data: dict[str, Any]) -> None:
+        """Keep a decision about a version for `explain` and tell it as an event."""
         self.decisions.made(key, reason, message, data)
         self._journal.note(str(key.model_key), reason, message, data=data)
 
     # ---- load
 
     def load(self, move: Load) -> None:
+        """Begin a load; the memory is charged from now on."""
         worker = self._around.workers.get(move.worker)
         model = self._desired.model(move.key.model_key)
         spec = model.version(move.key.version) if model else None
@@ -153,7 +155,8 @@ class Carrier:
         message = f"{key} is ready in worker {worker} after {load_seconds:.2f} s"
         self.note(key, "CopyLoaded", message, {"load_seconds": load_seconds, "memory_bytes": copy.memory_bytes})
         await self.publish(key.model_key)
-        self.demands.settle(key)
+        if self.is_served(key):  # else its worker died meanwhile: who waits goes on waiting for the next copy
+            self.demands.settle(key)
         self._around.changed(key, False)
 
     async def _load_failed(self, held: _Held, error: MsmError) -> None:
@@ -181,6 +184,7 @@ class Carrier:
     # ---- unload
 
     def unload(self, move: Unload) -> None:
+        """Begin to take a ready copy out of the routes and then out of memory; any other copy is left as it is."""
         copy = self.copies.get(move.key, move.worker)
         worker = self._around.workers.get(move.worker)
         if copy is None or worker is None or copy.state != "Ready":

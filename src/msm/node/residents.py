@@ -267,7 +267,7 @@ class Residents:
         """Unload every copy of a version because somebody asks for it; a request brings it back."""
         self.demands.keep(key, 0, self._clock.monotonic())
         for copy in self.copies.ready(key):
-            self._carrier.unload(Unload(key, copy.worker, "asked for by the API"))
+            self.carrier.unload(Unload(key, copy.worker, "asked for by the API"))
 
     # ---- losses
 

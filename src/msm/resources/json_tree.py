@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from msm.resources.text import shown
-from msm.resources.tree import MAX_DEPTH, Builder, Close, Leaf, Open, Part, SyntaxFault, Tree
+from msm.resources.tree import MAX_DEPTH, Builder, Close, Leaf, LimitFault, Open, Part, SyntaxFault, Tree
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"')
@@ -44,7 +44,7 @@ class _Reader:
 
     def value(self, depth: int) -> Iterator[Part]:
         if depth > MAX_DEPTH:
-            raise SyntaxFault(self.line(), f"the nesting is deeper than {MAX_DEPTH}")
+            raise LimitFault(self.line(), f"the nesting is deeper than {MAX_DEPTH}")
         char = self._peek()
         if char in ("{", "["):
             yield from self._container(char == "{", depth)

@@ -23,7 +23,7 @@ from msm.resources.meta import API_VERSION, ObjectKey, to_plain
 from msm.resources.serving import KINDS, Resource
 from msm.resources.shape import shape_faults
 from msm.resources.text import shown
-from msm.resources.tree import SyntaxFault, Tree
+from msm.resources.tree import LimitFault, SyntaxFault, Tree
 from msm.resources.validate import check
 from msm.resources.yaml_tree import core_scalar, read_yaml
 
@@ -99,6 +99,8 @@ def _read(text: str) -> list[Tree]:
         return read_yaml(text)
     try:
         return read_json(text)
+    except LimitFault:
+        raise
     except SyntaxFault as fault:
         # YAML's flow style looks like JSON; when it is neither, the fault of the JSON is the one to tell.
         try:

@@ -24,6 +24,10 @@ class SyntaxFault(Exception):
         self.message = message
 
 
+class LimitFault(SyntaxFault):
+    """The text is larger than it may be, in whatever language it is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Open:
     """A mapping or a sequence begins."""
@@ -105,7 +109,7 @@ class Builder:
                 if self._is_key():
                     raise SyntaxFault(line, "a key is a mapping or a list; keys are strings")
                 if len(self._stack) == MAX_DEPTH:
-                    raise SyntaxFault(line, f"the nesting is deeper than {MAX_DEPTH}")
+                    raise LimitFault(line, f"the nesting is deeper than {MAX_DEPTH}")
                 container: dict[str, Any] | list[Any] = {} if mapping else []
                 path = self._place(line, container)
                 self._stack.append(_Frame(container, path))
@@ -134,7 +138,7 @@ class Builder:
     def _place(self, line: int, value: Any) -> str:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise SyntaxFault(line, f"the manifest has more than {MAX_NODES} values")
+            raise LimitFault(line, f"the manifest has more than {MAX_NODES} values")
         tree = self.trees[-1]
         path = self._here()
         tree.lines[path] = line

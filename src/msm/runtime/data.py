@@ -20,7 +20,7 @@ from msm.runtime import answers
 from msm.runtime.answers import Origin
 from msm.runtime.batching import Outputs
 from msm.runtime.engine import Engine, Job
-from msm.runtime.http1 import Request, header_needle, json_answer
+from msm.runtime.http1 import Request, json_answer
 from msm.runtime.protocols import oip_grpc, oip_json
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.protocols.call import InferenceCall
@@ -32,11 +32,6 @@ log = logging.getLogger(__name__)
 
 NAMESPACE: Final = "default"
 EXTENSIONS: Final = ("binary_tensor_data",)
-_TARGET: Final = header_needle("x-msm-target")
-_HEADER_LENGTH: Final = header_needle("inference-header-content-length")
-_GRPC_TIMEOUT: Final = header_needle("grpc-timeout")
-_CONTENT_TYPE: Final = header_needle("content-type")
-_CONTENT_ENCODING: Final = header_needle("content-encoding")
 # A form is what curl says of any body unless it is told; it is read as JSON like the others.
 _JSON: Final = (b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded", b"")
 
@@ -164,10 +159,7 @@ class DataApp:
         return answers.refusal(error, error_headers(error, source), grpc=request is not None and request.is_grpc)
 
     def _source_of(self, request: Request | None) -> Origin | None:
-        try:
-            target = None if request is None else request.header(_TARGET)
-        except InvalidInput:
-            return None
+        target = None if request is None else request.headers.get(b"x-msm-target")
         return None if target is None else answers.origin(target.decode("latin-1"), self._worker)
 
     def _wrong_method(self, request: Request, found: Route) -> bytes:
@@ -179,7 +171,7 @@ class DataApp:
 
     def _target(self, request: Request, model: str, version: str) -> str:
         """The version a request is for: told by the mesh in a header, else by the caller in the path."""
-        told = request.header(_TARGET)
+        told = request.headers.get(b"x-msm-target")
         if told is not None:
             return told.decode("latin-1")
         model = model if "/" in model else f"{NAMESPACE}/{model}"
@@ -197,7 +189,7 @@ class DataApp:
     def _infer(self, request: Request, target: str, source: Origin) -> None:
         engine = self._engine(target)
         _check_content(request)
-        length = request.header(_HEADER_LENGTH)
+        length = request.headers.get(b"inference-header-content-length")
         call = oip_json.decode(request.body, None if length is None else _header_length(length))
         inputs = self._inputs(engine, call)
         engine.submit(RestJob(inputs, request, source, call), call.timeout_s)
@@ -264,7 +256,7 @@ class DataApp:
         try:
             engine = self._engine(target)
             call = oip_grpc.decode(message)
-            timeout = _shorter(call.timeout_s, request.header(_GRPC_TIMEOUT))
+            timeout = _shorter(call.timeout_s, request.headers.get(b"grpc-timeout"))
             engine.submit(GrpcJob(self._inputs(engine, call), request, source, call), timeout)
         except MsmError as error:
             request.respond(self.refuse(request, error, source))
@@ -298,7 +290,7 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
 
 def _check_content(request: Request) -> None:
     """Raises Unsupported for a body that is not JSON in UTF-8 (with or without binary data), or that is compressed."""
-    kind = request.header(_CONTENT_TYPE)
+    kind = request.headers.get(b"content-type")
     if kind is not None and kind != b"application/json":
         name, _, rest = kind.lower().partition(b";")
         charset = rest.partition(b"charset=")[2].strip(b' "')
@@ -307,7 +299,7 @@ def _check_content(request: Request) -> None:
                 f"content-type {kind[:100].decode('latin-1')!r} is not offered, send application/json in UTF-8",
                 reason="wrong_content_type",
             )
-    coding = request.header(_CONTENT_ENCODING)
+    coding = request.headers.get(b"content-encoding")
     if coding is not None and coding.lower() != b"identity":
         raise Unsupported(
             f"content-encoding {coding[:50].decode('latin-1')!r} is not offered, send the body as it is",

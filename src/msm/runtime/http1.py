@@ -1,9 +1,8 @@
 """HTTP/1.1 on a stream socket: from segments of bytes to `Request` objects, and one write for each answer.
 
-The peer is the node's own Envoy or node process, so what matters is to be exact and cheap: headers are not parsed
-into a mapping but looked up in the head when someone asks. Framing is strict (RFC 9112): what can be read in two ways
-is refused and the connection closed. One request of a connection is worked on at a time; pipelined ones wait. It
-knows no paths and no protocol above HTTP.
+The peer is the node's own Envoy or node process, so what matters is to be exact and cheap. Framing is strict (RFC
+9112): what can be read in two ways is refused and the connection closed. One request of a connection is worked on at
+a time; pipelined ones wait. It knows no paths and no protocol above HTTP.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import orjson
 
 from msm.kit.errors import InputTooLarge, Internal, InvalidInput, MsmError, Unsupported
 from msm.runtime.body import Body, ChunkedBody, SizedBody, single_chunk
+from msm.runtime.head import Head, parse
 from msm.runtime.protocols.errors import PHRASES, http_status
 
 log = logging.getLogger(__name__)
@@ -27,17 +27,6 @@ LINGER_S: Final = 2.0
 _MAX_BACKLOG: Final = 64 * 1024
 
 
-def header_needle(name: str) -> bytes:
-    """What `Request.header` looks for: the beginning of the line of the header `name`, which is lower-case."""
-    return b"\r\n%b:" % name.encode()
-
-
-_CONTENT_LENGTH: Final = header_needle("content-length")
-_TRANSFER_ENCODING: Final = header_needle("transfer-encoding")
-_CONTENT_TYPE: Final = header_needle("content-type")
-_EXPECT: Final = header_needle("expect")
-
-
 class Request:
     """One request, answered exactly once by `respond`.
 
@@ -45,47 +34,21 @@ class Request:
     `task`, when set, is cancelled if the client goes.
     """
 
-    __slots__ = ("_connection", "_head", "_lower", "body", "done", "method", "path", "task")
+    __slots__ = ("_connection", "body", "done", "headers", "method", "path", "task")
 
-    def __init__(self, connection: Connection, head: bytes, lower: bytes, method: bytes, path: bytes) -> None:
+    def __init__(self, connection: Connection, head: Head) -> None:
         self._connection = connection
-        self._head = head
-        self._lower = lower
-        self.method = method
-        self.path = path
+        self.method = head.method
+        self.path = head.path
+        self.headers = head.headers
         self.body = b""
         self.done = False
         self.task: asyncio.Task[None] | None = None
 
-    def header(self, needle: bytes) -> bytes | None:
-        """The value of a header, or None. Raises InvalidInput when it came twice.
-
-        `needle` is how the header's line begins, see `header_needle`: made once, since this runs for each request.
-        """
-        start = self._lower.find(needle)
-        if start < 0:
-            return None
-        if self._lower.find(needle, start + 2) >= 0:
-            name = needle[2:-1].decode("latin-1")
-            raise InvalidInput(f"header {name} came twice", reason="duplicate_header")
-        start += len(needle)
-        return self._head[start : self._head.find(b"\r\n", start)].strip(b" \t")
-
-    def refuse_space_before_colon(self) -> None:
-        """Raises InvalidInput for a framing header that another reader would understand otherwise."""
-        for needle in (_CONTENT_LENGTH, _TRANSFER_ENCODING):
-            start = self._lower.find(needle[:-1])
-            if start >= 0 and self._lower[start + len(needle) - 1] in b" \t":
-                raise InvalidInput("a header has a space before its colon", reason="bad_header")
-
     @property
     def is_grpc(self) -> bool:
         """Whether the caller speaks gRPC, and so must be told of errors in its way."""
-        start = self._lower.find(_CONTENT_TYPE)
-        if start < 0:
-            return False
-        start += len(_CONTENT_TYPE)
-        return self._lower[start : start + 40].lstrip(b" \t").startswith(b"application/grpc")
+        return self.headers.get(b"content-type", b"").lower().startswith(b"application/grpc")
 
     def respond(self, answer: bytes) -> None:
         """Send the whole answer, head and body. Does nothing when the client has gone."""
@@ -238,8 +201,11 @@ class Connection(asyncio.Protocol):
             if max(len(self._head), index) > MAX_HEAD:
                 raise InputTooLarge(f"the head of the request is over {MAX_HEAD} bytes", reason="head_too_large")
             return b""
-        request = self._request = self._parse(data[: index + 2])
-        body = self._framing(request)
+        head = parse(data[: index + 2])
+        if head.last:
+            self._close = True
+        request = self._request = Request(self, head)
+        body = self._framing(request.headers)
         rest = index + 4
         if body is None:
             self._dispatch(request)
@@ -256,7 +222,7 @@ class Connection(asyncio.Protocol):
                 self._dispatch(request)
                 return b""
         self._body = body
-        if request.header(_EXPECT) is not None and self._transport is not None:
+        if b"expect" in request.headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return data[rest:]
 
@@ -280,30 +246,11 @@ class Connection(asyncio.Protocol):
             log.exception("a request could not be handled")
             request.respond(self._listener.refuse(request, Internal("the request could not be handled")))
 
-    def _parse(self, head: bytes) -> Request:
-        end = head.find(b"\r\n")
-        line = head[:end].split(b" ")
-        if len(line) != 3 or line[2] not in (b"HTTP/1.1", b"HTTP/1.0") or line[1][:1] != b"/" or not line[0].isalpha():
-            raise InvalidInput("the request line is not that of HTTP/1.1", reason="bad_request_line")
-        lower = head.lower()
-        ends = lower.count(b"\r\n")
-        if (
-            b"\0" in lower
-            or b"\n " in lower
-            or b"\n\t" in lower
-            or not (ends == lower.count(b"\n") == lower.count(b"\r"))
-        ):
-            raise InvalidInput("a header holds a character that is not allowed there", reason="bad_header")
-        if line[2] == b"HTTP/1.0" or lower.find(b"\r\nconnection: close") >= 0:
-            self._close = True
-        return Request(self, head, lower, line[0], line[1])
-
-    def _framing(self, request: Request) -> Body | None:
-        """How the body of `request` comes, None when there is none."""
-        request.refuse_space_before_colon()
+    def _framing(self, headers: dict[bytes, bytes]) -> Body | None:
+        """How the body of a request comes, None when there is none."""
         limit = self._listener.max_body
-        length = request.header(_CONTENT_LENGTH)
-        coding = request.header(_TRANSFER_ENCODING)
+        length = headers.get(b"content-length")
+        coding = headers.get(b"transfer-encoding")
         if coding is not None:
             if length is not None:
                 raise InvalidInput("content-length and transfer-encoding exclude each other", reason="bad_framing")

@@ -35,15 +35,18 @@ STATIC_CLUSTERS = frozenset({XDS_CLUSTER, API_CLUSTER})
 COLD_SCOPE = "~cold"
 SERVER_SCOPE = "~server"
 API_SCOPE = "~api"
+UNKNOWN_SCOPE = "~unknown"
 
 SERVICE_HEADER = "x-msm-service"
 VERSION_HEADER = "x-msm-version"
 TARGET_HEADER = "x-msm-target"
 ENDPOINT_HEADER = "x-msm-endpoint"
+UNKNOWN_HEADER = "x-msm-unknown"
 RETRIABLE_HEADER = "x-msm-retriable"
 REVISION_HEADER = "x-msm-revision"
 INTERNAL_ANSWER_HEADERS = (SERVICE_HEADER, TARGET_HEADER, ENDPOINT_HEADER, RETRIABLE_HEADER, "endpoint-load-metrics")
 """Removed from every answer: they are for the mesh alone."""
 
 EXT_AUTHZ_FILTER = "envoy.filters.http.ext_authz"
+UNKNOWN_FILTER = "msm.unknown"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"

@@ -14,6 +14,7 @@ from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2, substitution_format_string_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
 from envoy.type.matcher.v3 import string_pb2
@@ -33,6 +34,8 @@ from msm.xds.names import (
     SERVER_SCOPE,
     SERVICE_HEADER,
     TARGET_HEADER,
+    UNKNOWN_FILTER,
+    UNKNOWN_SCOPE,
     VERSION_HEADER,
     WORKERS_CLUSTER,
 )
@@ -53,6 +56,7 @@ class Tables:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._known = packed(lua_pb2.LuaPerRoute(disabled=True))
         self._authz_off = packed(ext_authz_pb2.ExtAuthzPerRoute(disabled=True))
         self._replayed = retry_policy(SENT_OR_NOT)
         self._not_replayed = retry_policy(NOT_SENT)
@@ -68,6 +72,8 @@ class Tables:
         cold = self._cold(Route(match=anything()), self._shared.most_timeout_s)
         # Not replayed once sent: the model's own wish is not known here. The activator may allow it per request.
         yield self._table(COLD_SCOPE, [cold], replay=False)
+        unknown = self._cold(Route(match=anything()), self._shared.most_timeout_s)
+        yield self._table(UNKNOWN_SCOPE, [unknown], replay=False)
         server = Route(
             match=anything(), route=RouteAction(cluster=WORKERS_CLUSTER, timeout=duration(self._shared.most_timeout_s))
         )
@@ -158,6 +164,7 @@ class Tables:
             retry_policy=self._replayed if replay else self._not_replayed,
             request_body_buffer_limit={"value": self._shared.replay_limit_bytes},
         )
+        host.typed_per_filter_config[UNKNOWN_FILTER].CopyFrom(self._known)
         return route_pb2.RouteConfiguration(
             name=name, virtual_hosts=[host], response_headers_to_remove=INTERNAL_ANSWER_HEADERS
         )

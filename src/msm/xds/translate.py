@@ -15,7 +15,7 @@ from envoy.config.route.v3 import scoped_route_pb2
 
 from msm.planning.routing import Endpoint, ServicePlan
 from msm.xds.clusters import Shared, assignment, version_cluster_template, workers_cluster
-from msm.xds.names import API_SCOPE, CDS, COLD_SCOPE, EDS, RDS, SERVER_SCOPE, SRDS, WORKERS_CLUSTER
+from msm.xds.names import API_SCOPE, CDS, COLD_SCOPE, EDS, RDS, SERVER_SCOPE, SRDS, UNKNOWN_SCOPE, WORKERS_CLUSTER
 from msm.xds.routes import Tables, cluster_name
 
 Resources = Mapping[str, Mapping[str, bytes]]
@@ -58,7 +58,7 @@ class Translator:
 
     def internal(self) -> Resources:
         """The scopes of the mesh itself. One of them names the cold table, so that it is there before it is needed."""
-        scopes = (COLD_SCOPE, SERVER_SCOPE, API_SCOPE)
+        scopes = (COLD_SCOPE, SERVER_SCOPE, API_SCOPE, UNKNOWN_SCOPE)
         return {
             SRDS: {scope: serialized(_named_scope(scope, scope)) for scope in scopes},
             RDS: {table.name: serialized(table) for table in self._tables.internal()},

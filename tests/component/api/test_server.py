@@ -105,6 +105,24 @@ async def test_events_and_changes_arrive_while_they_happen(deps: ApiDeps, tasks:
     await eventually(lambda: deps.streams.open == 0)
 
 
+async def test_following_misses_nothing_and_tells_nothing_twice(deps: ApiDeps, tasks: Tasks):
+    def emit(number: int) -> None:
+        deps.events.emit(Event(at=1.0, subject="model/iris", reason="Seen", message=str(number), source="test"))
+
+    for number in range(5):
+        emit(number)
+    server = started(deps, tasks)
+    path = "/api/v1/events?follow=true&limit=3"
+    async with client_of(deps, server) as client, client.stream("GET", path) as answer:
+        lines = (json.loads(line[6:]) async for line in answer.aiter_lines() if line.startswith("data: "))
+        emit(5)
+        told = [(await anext(lines))["message"] for _ in range(3)]
+        emit(6)
+        while told[-1] != "6":
+            told.append((await anext(lines))["message"])
+    assert told in (["2", "3", "4", "5", "6"], ["3", "4", "5", "6"])
+
+
 async def test_a_watch_from_a_revision_tells_what_happened_since(deps: ApiDeps, tasks: Tasks):
     await deps.catalog.apply([load(MODEL)[0].resource], who="test")
     revision, _ = await deps.catalog.list("Model")

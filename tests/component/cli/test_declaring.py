@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from msm.resources.meta import ObjectKey
-from tests.support.served_api import ServedApi
 from tests.component.cli.conftest import Run
+from tests.support.served_api import ServedApi
 
 Manifest = Callable[..., str]
 FoundOut = Callable[..., None]

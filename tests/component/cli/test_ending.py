@@ -16,8 +16,8 @@ from msm.cli.common import exit_code
 from msm.cli.main import app
 from msm.kit import errors
 from msm.resources.wire import NODE_FILE, TOKEN_FILE, NodeFile
-from tests.support.served_api import ServedApi
 from tests.component.cli.conftest import Run
+from tests.support.served_api import ServedApi
 
 MSM = str(Path(sys.executable).parent / "msm")
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from msm.observe.events import Event
-from tests.support.served_api import ServedApi
 from tests.component.cli.conftest import Run
+from tests.support.served_api import ServedApi
 
 Manifest = Callable[..., str]
 FoundOut = Callable[..., None]

@@ -67,7 +67,7 @@ async def test_unknown_names_are_answered_with_what_there_is(node: Node, models:
     await node.declare("flower", (models / "iris.skops").as_uri())
     with pytest.raises(NotFound, match="flower") as unknown:
         await node.activate("flowr")
-    assert unknown.value.nearest == ("flower",)
+    assert unknown.value.nearest[0] == "flower"
     with pytest.raises(NotFound, match="no version or alias 'v9'; it has v1"):
         await node.activate("flower", "v9")
     with pytest.raises(NotFound):

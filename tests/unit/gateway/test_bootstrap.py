@@ -40,8 +40,8 @@ def test_internal_headers_are_stripped_before_any_filter():
 
 def test_the_activator_is_asked_between_extraction_and_routing_and_fails_closed():
     filters = manager()["http_filters"]
-    assert [f["name"].rsplit(".", 1)[1] for f in filters] == ["lua", "ext_authz", "router"]
-    authz = filters[1]["typed_config"]
+    assert [f["name"].rsplit(".", 1)[1] for f in filters] == ["lua", "unknown", "ext_authz", "router"]
+    authz = filters[2]["typed_config"]
     assert authz["failure_mode_allow"] is False
     assert authz["clear_route_cache"] is True
 
@@ -49,7 +49,7 @@ def test_the_activator_is_asked_between_extraction_and_routing_and_fails_closed(
 @pytest.mark.parametrize("hold_s", [1.0, 20.0, 600.0])
 def test_an_attempt_to_ask_the_activator_lasts_as_long_as_the_hold(hold_s):
     """Envoy uses the back-off's maximum as the time-out of one attempt: a shorter one would cancel the wait."""
-    ask = manager(replace(CONFIG, hold_s=hold_s))["http_filters"][1]["typed_config"]["grpc_service"]
+    ask = manager(replace(CONFIG, hold_s=hold_s))["http_filters"][2]["typed_config"]["grpc_service"]
     assert ask["retry_policy"]["retry_back_off"]["max_interval"] == ask["timeout"] == f"{hold_s:g}s"
     idle = float(manager(replace(CONFIG, hold_s=hold_s))["stream_idle_timeout"].rstrip("s"))
     assert idle > hold_s

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm.resources.manifest import dump_plain_yaml, dump_yaml, load, plain
@@ -140,6 +140,7 @@ def models(draw: st.DrawFn) -> Model:
     )
 
 
+@settings(max_examples=40)
 @given(models())
 def test_a_model_written_as_yaml_or_json_is_read_back_equal(model: Model):
     assert check(model) == ()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from msm.kit.errors import InputTooLarge, InvalidInput
 from msm.runtime.body import ChunkedBody, single_chunk
-from msm.runtime.http1 import Connection, Listener, Request, header_needle, json_answer, plain_refusal
+from msm.runtime.head import parse
+from msm.runtime.http1 import Connection, Listener, Request, json_answer, plain_refusal
 
 
 class Wire(asyncio.Transport):
@@ -129,23 +130,15 @@ def test_what_can_be_read_in_two_ways_is_refused_and_the_connection_not_used_aga
     assert b"\r\nconnection: close\r\n" in wire.written[0]
 
 
-def test_headers_are_found_by_their_whole_name_only() -> None:
-    found: list[bytes | None] = []
-
-    def handle(request: Request) -> None:
-        found.extend(request.header(header_needle(name)) for name in ("x-a", "a", "content-length"))
-        request.respond(b"")
-
-    async def run() -> None:
-        connection = Connection(Listener(handle, plain_refusal, 100))
-        connection.connection_made(Wire())
-        connection.data_received(
-            b"POST / HTTP/1.1\r\nInference-Header-Content-Length: 7\r\n"
-            b"X-A:  b \r\nx-b: x-a: c\r\ncontent-length: 0\r\n\r\n"
-        )
-
-    asyncio.run(run())
-    assert found == [b"b", None, b"0"]
+def test_headers_are_known_by_their_whole_name_in_any_case_and_keep_their_value() -> None:
+    head = parse(
+        b"POST /a HTTP/1.1\r\nInference-Header-Content-Length: 7\r\nX-MSM-Target:  a/B/c \r\n"
+        b"x-b: x-msm-target: d/e/f\r\nx-content-type: no\r\ncontent-length:0\r\nhost:\r\n"
+    )
+    assert (head.method, head.path, head.last) == (b"POST", b"/a", False)
+    assert head.headers == {
+        b"inference-header-content-length": b"7", b"x-msm-target": b"a/B/c", b"content-length": b"0",
+    }  # fmt: skip
 
 
 def test_a_client_that_waits_for_permission_to_send_gets_it() -> None:

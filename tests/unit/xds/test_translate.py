@@ -179,6 +179,7 @@ def test_the_shared_cold_table_does_not_replay_what_was_sent():
     assert "reset" not in tables["~cold"].virtual_hosts[0].retry_policy.retry_on.split(",")
     assert [told(table.virtual_hosts[0].routes[0]) for table in tables.values()] == [
         "any → workers ask",
+        "any → workers ask",
         "any → workers",
         "any → api",
     ]

@@ -133,10 +133,9 @@ async function poll(mine, signal) {
 async function follow(mine, signal) {
   while (mine === visit) {
     try {
-      const past = await (await call("/api/v1/events?limit=100", signal)).json();
+      const coming = await call("/api/v1/events?follow=true&limit=100", signal);
       byId("events").replaceChildren();
-      past.forEach(showEvent);
-      await readEvents(await call("/api/v1/events?follow=true", signal));
+      await readEvents(coming);
     } catch (error) {
       if (mine !== visit || error instanceof Refused) return;
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Annotated, Any, Final
 
@@ -195,27 +195,14 @@ def _json_tensor(item: _Input, raw: msgspec.Raw, head: bytes) -> Array:
     view = memoryview(raw)
     levels = _levels(view)
     if levels not in (1, len(shape)):
-        if levels + _AROUND_DATA > MAX_DEPTH:
-            raise InvalidInput(f"the JSON is nested more than {MAX_DEPTH} deep", reason="json_too_deep")
-        raise InvalidInput(
-            f"input {name!r}: data must be a flat list or {len(shape)} lists deep as its shape says",
-            reason="shape_mismatch",
-        )
+        raise _too_nested(name, shape, levels)
     try:
         values = _decoder(datatype, levels).decode(view)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         problem = _explain(error, view, max(head.find(bytes(view[:4096])), 0))
         raise InvalidInput(f"input {name!r} of {datatype}: {problem.message}", reason=problem.reason) from error
-    return _array(name, datatype, dtype, values, shape) if levels > 1 else _flat(item, values, dtype, count)
-
-
-def _flat(item: _Input, values: list[Any], dtype: np.dtype[Any], count: int) -> Array:
-    if len(values) != count:
-        raise tensors.count_mismatch(item.name, item.shape, count, len(values))
-    return _array(item.name, item.datatype, dtype, values, (count,)).reshape(item.shape)
-
-
-def _array(name: str, datatype: str, dtype: np.dtype[Any], values: list[Any], shape: Sequence[int]) -> Array:
+    if levels == 1 and len(values) != count:
+        raise tensors.count_mismatch(name, shape, count, len(values))
     if datatype == "BYTES":
         values = _encoded(values)
     try:
@@ -226,12 +213,23 @@ def _array(name: str, datatype: str, dtype: np.dtype[Any], values: list[Any], sh
         ) from error
     except ValueError as error:
         raise InvalidInput(f"input {name!r}: the lists of data have different lengths", reason="ragged") from error
+    if levels == 1:
+        return array.reshape(shape)
     if array.shape != tuple(shape):
         raise InvalidInput(
             f"input {name!r} has shape {list(shape)}, but its data has shape {list(array.shape)}",
             reason="shape_mismatch",
         )
     return array
+
+
+def _too_nested(name: str, shape: list[int], levels: int) -> InvalidInput:
+    if levels + _AROUND_DATA > MAX_DEPTH:
+        return InvalidInput(f"the JSON is nested more than {MAX_DEPTH} deep", reason="json_too_deep")
+    return InvalidInput(
+        f"input {name!r}: data must be a flat list or {len(shape)} lists deep as its shape says",
+        reason="shape_mismatch",
+    )
 
 
 def _encoded(values: list[Any]) -> list[Any]:
@@ -277,13 +275,18 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
 def _refuse_doubled_keys(body: bytes, request: _Request) -> None:
     """Raises InvalidInput when an object of `body` has a key twice (see the head of this module)."""
     colons = body.count(b":")
-    keys = 1 + (request.id is not msgspec.UNSET) + _keys(request.parameters)
+    keys = 1 + (request.id is not msgspec.UNSET)
+    if request.parameters is not msgspec.UNSET:
+        keys += _keys(request.parameters)
     for item in request.inputs:
-        keys += 3 + (item.data is not msgspec.UNSET) + _keys(item.parameters)
+        keys += 3 + (item.data is not msgspec.UNSET)
+        if item.parameters is not msgspec.UNSET:
+            keys += _keys(item.parameters)
         if item.datatype == "BYTES" and item.data is not msgspec.UNSET:
             colons -= bytes(item.data).count(b":")
     if request.outputs is not msgspec.UNSET:
-        keys += 1 + sum(1 + _keys(item.parameters) for item in request.outputs)
+        keys += 1 + len(request.outputs)
+        keys += sum(_keys(item.parameters) for item in request.outputs if item.parameters is not msgspec.UNSET)
     if colons == keys:
         return
     try:
@@ -292,10 +295,8 @@ def _refuse_doubled_keys(body: bytes, request: _Request) -> None:
         raise InvalidInput("a key is there twice in one JSON object", reason="duplicate_key") from error
 
 
-def _keys(parameters: _Parameters | msgspec.UnsetType) -> int:
+def _keys(parameters: _Parameters) -> int:
     """How many keys the parameters take in the body. Raises InvalidInput for one that is not a scalar."""
-    if parameters is msgspec.UNSET:
-        return 0
     for key, value in parameters.items():
         if not isinstance(value, _SCALARS):
             raise InvalidInput(
