@@ -27,7 +27,7 @@ from msm.gateway.control_server import ControlServer
 from msm.gateway.envoy import EnvoyProcess
 from msm.gateway.rescue import RescueProxy
 from msm.kit.clock import SystemClock
-from msm.kit.errors import LoadFailed, MsmError, Unavailable
+from msm.kit.errors import LoadFailed, MsmError, NotFound, Unavailable
 from msm.planning.routing import Endpoint, MirrorPlan, ServicePlan, VersionRoute
 from msm.resources.meta import ObjectKey
 from msm.resources.serving import SplitEntry, VersionKey
@@ -141,6 +141,8 @@ class TestActivator:
 
     async def activate(self, request: ActivationRequest) -> Activated:
         self.requests.append(request)
+        if request.service not in self.mesh.publisher.services():
+            raise NotFound(f"there is no model '{request.service}'; did you mean 'iris'?")
         recipe = self.recipes.get(request.service, Recipe())
         try:
             worker = await self.load(request.service, recipe)

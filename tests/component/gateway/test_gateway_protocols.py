@@ -61,8 +61,8 @@ async def test_a_rest_request_reaches_the_version_it_names(iris, path, headers, 
 @pytest.mark.parametrize(
     ("path", "headers", "body", "status", "code", "sentence"),
     [
-        ("/v2/models/nobody/infer", {}, "", 404, "not_found", 'model "nobody" is not registered'),
-        ("/v2/models/iris/infer", {"msm-namespace": "ops"}, "", 404, "not_found", 'model "ops/iris" is not registered'),
+        ("/v2/models/nobody/infer", {}, "", 404, "not_found", "there is no model 'nobody'; did you mean 'iris'?"),
+        ("/v2/models/iris/infer", {"msm-namespace": "ops"}, "", 404, "not_found", "there is no model 'ops/iris'; did you mean 'iris'?"),
         ("/v2/models/iris/versions/v9/infer", {}, "", 404, "not_found", 'model "iris" has no version "v9"'),
         ("/v2/models/iris:beta/infer", {}, "", 404, "not_found", 'model "iris" has no version "beta"'),
         ("/v2/models/IRIS/infer", {}, "", 400, "invalid_input", f'the model name "IRIS" is not allowed: {NAME_RULE}'),
@@ -123,7 +123,7 @@ async def test_a_grpc_call_reaches_the_version_it_names(iris, message, metadata,
 @pytest.mark.parametrize(
     ("call", "message", "status", "sentence"),
     [
-        ("ModelInfer", named("nobody"), "NOT_FOUND", 'model "nobody" is not registered'),
+        ("ModelInfer", named("nobody"), "NOT_FOUND", "there is no model 'nobody'; did you mean 'iris'?"),
         ("ModelInfer", named("iris", "v9"), "NOT_FOUND", 'model "iris" has no version "v9"'),
         ("ModelInfer", named("Iris"), "INVALID_ARGUMENT", f'the model name "Iris" is not allowed: {NAME_RULE}'),
         ("ModelInfer", named("~cold"), "INVALID_ARGUMENT", f'the model name "~cold" is not allowed: {NAME_RULE}'),

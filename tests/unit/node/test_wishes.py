@@ -23,6 +23,7 @@ from msm.resources.serving import (
 )
 
 KEY = VersionKey("default", "iris", "v1")
+ALL_TO_V2 = SplitEntry(version="v2", weight=100)
 
 
 def model(traffic: Traffic, **phases: str) -> Model:
@@ -39,7 +40,7 @@ def model(traffic: Traffic, **phases: str) -> Model:
     [
         (Traffic(), {"v3": "Valid"}, {"v3"}),
         (Traffic(), {"v1": "Valid", "v3": "Probing"}, {"v1", "v3"}),
-        (Traffic(split=(SplitEntry(version="v2", weight=100), SplitEntry(version="v3", weight=0))), {"v2": "Valid"}, {"v2"}),
+        (Traffic(split=(ALL_TO_V2, SplitEntry(version="v3", weight=0))), {"v2": "Valid"}, {"v2"}),
         (Traffic(mirror=Mirror(version="v2", percent=5)), {"v3": "Valid"}, {"v2", "v3"}),
         (Traffic(mirror=Mirror(version="v2", percent=0)), {"v3": "Valid"}, {"v3"}),
     ],
