@@ -451,7 +451,8 @@ def lightgbm_lies(folder: Path) -> Path:
     text = (
         "tree\nversion=v4\nnum_class=1\nnum_tree_per_iteration=1\nlabel_index=0\nmax_feature_idx=3\nobjective=binary\n"
         "feature_names=a b c d\nfeature_infos=[0:1] [0:1] [0:1] [0:1]\ntree_sizes=300\n\nTree=0\n"
-        "num_leaves=1000000000\nnum_cat=0\nsplit_feature=0\nleft_child=-1\nright_child=-2\nleaf_value=0.1 0.2\n\nend of trees\n"
+        "num_leaves=1000000000\nnum_cat=0\nsplit_feature=0\nleft_child=-1\nright_child=-2\nleaf_value=0.1 0.2\n\n"
+        "end of trees\n"
     )
     return _written(folder / "model.txt", text.encode())
 

@@ -22,6 +22,7 @@ from msm.node.config import NodeSettings
 from msm.node.copies import Copies, Details
 from msm.node.decisions import Decisions
 from msm.node.demand import Demands
+from msm.node.fetch import TRANSIENT
 from msm.node.http_unix import PEER_AWAY
 from msm.node.journal import Journal
 from msm.node.ports import Desired, Traffic
@@ -36,6 +37,7 @@ from msm.resources.serving import VersionKey
 
 UNLOAD_TRIES = 3
 DEATH_NOTICE_S = 0.5
+PASSING_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ class Carrier:
         if (error.reason == PEER_AWAY and await worker.died(DEATH_NOTICE_S)) or not self._still(held):
             return  # it died over the load: what it held is forgotten, and blamed, with it
         self.copies.remove(key, worker.id)
-        failed = FailedLoad(worker.id, self._clock.monotonic(), error.message)
+        passing_s = PASSING_S if error.reason in TRANSIENT else None
+        failed = FailedLoad(worker.id, self._clock.monotonic(), error.message, passing_s)
         self.failures[key] = (*self.failures.get(key, ()), failed)
         message = f"{key} could not be loaded into worker {worker.id}: {error.message}"
         self._journal.note(str(key.model_key), "LoadFailed", message, severity="error", data={"reason": error.reason})

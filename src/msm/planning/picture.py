@@ -89,11 +89,16 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class FailedLoad:
-    """A load that failed: where, when and with what sentence."""
+    """A load that failed: where, when and with what sentence.
+
+    `passing_s` is set when the cause is expected to pass (the source was away, the disk full): then the failure counts
+    for that time only.
+    """
 
     worker: str
     at: float
     message: str
+    passing_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,12 +222,15 @@ class _Planner:
         known = self._picture.failures.get(need.wanted.key, ())
         if not known:
             return {}
-        keep_s = self._failure_memory_s(need.urgency)
-        return {failed.worker: failed for failed in known if failed.at + keep_s > self._now}
+        return {failed.worker: failed for failed in known if self._counts_until(failed, need.urgency) > self._now}
 
-    def _failure_memory_s(self, urgency: Urgency) -> float:
+    def _counts_until(self, failed: FailedLoad, urgency: Urgency) -> float:
         memory_s = self._picture.limits.failure_memory_s
-        return memory_s / 2 if urgency is Urgency.WAITING else memory_s
+        if failed.passing_s is not None:
+            memory_s = failed.passing_s
+        elif urgency is Urgency.WAITING:
+            memory_s /= 2
+        return failed.at + memory_s
 
     def _has_turn(self, slot: _Slot, urgency: Urgency) -> bool:
         limits = self._picture.limits
@@ -289,7 +292,7 @@ class _Planner:
 
     def _reject_failed(self, key: VersionKey, failed: dict[str, FailedLoad], urgency: Urgency) -> None:
         last = max(failed.values(), key=lambda failure: failure.at)
-        again = min(failure.at for failure in failed.values()) + self._failure_memory_s(urgency)
+        again = min(self._counts_until(failure, urgency) for failure in failed.values())
         data: Numbers = {"tries": len(failed), "retry_in_s": round(again - self._now, 1)}
         self._reject(key, "load_failed", last.message, final=True, retry_at=again, data=data)
 

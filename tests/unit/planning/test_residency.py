@@ -376,6 +376,13 @@ def test_a_failure_counts_for_fifteen_minutes_and_half_of_it_when_requested(age_
     assert (loads(decision) == [A]) is tried
 
 
+def test_a_failure_that_passes_counts_for_its_own_time():
+    failed = {A: tuple(FailedLoad(worker, NOW - 10.0, "the disk is full", 15.0) for worker in ("w0", "w1"))}
+    decision = plan(picture(wanted(A), demand={A: waits()}, failures=failed), NOW)
+    assert (causes(decision), decision.look_again_at) == (["load_failed"], NOW + 5.0)
+    assert loads(plan(picture(wanted(A), demand={A: waits()}, failures=failed), NOW + 5.0)) == [A]
+
+
 def test_an_isolated_version_leaves_shared_workers_and_asks_for_its_own_process():
     wish = wanted(A, isolated=True)
     decision = plan(picture(wish, copies=(ready(A, "w0"),), demand={A: waits()}), NOW)
