@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -48,7 +49,7 @@ def write_networks(folder: Path, count: int) -> list[Path]:
     return [write_network(folder / f"n{seed:05d}.onnx", seed) for seed in range(count)]
 
 
-def manifest(name: str, path: Path, *, minimum: int = 0, maximum: int = 1, idle_s: float = 3600) -> dict[str, object]:
+def manifest(name: str, path: Path, *, minimum: int = 0, maximum: int = 1, idle_s: float = 3600) -> dict[str, Any]:
     """A model of one version over that file."""
     return {
         "apiVersion": "msm/v1",

@@ -23,7 +23,7 @@ from tests.badinput.mesh import JSON, Doorway, Subject
 from tests.badinput.wire import Answer, request
 
 CASES = read("artifacts", ArtifactCase)
-MEMORY_LIMIT = 512 << 20
+MEMORY_LIMIT = 64 << 20
 SETTLE_S = 90.0
 
 

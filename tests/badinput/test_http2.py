@@ -10,6 +10,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -97,159 +98,128 @@ class Attacker:
             self.kinds.append(self._read[3])
             self._read = self._read[9 + int.from_bytes(self._read[:3], "big") :]
 
-    def is_ended(self) -> bool:
-        """Whether the server ends the connection, by GOAWAY or by closing it, within the time."""
-        return self._sees(lambda: self.closed or GOAWAY in self.kinds)
+    @property
+    def ended(self) -> bool:
+        """The server has ended the connection, by GOAWAY or by closing it."""
+        return self.closed or GOAWAY in self.kinds
 
-    def sees(self, *kinds: int) -> bool:
-        """Whether a frame of one of these kinds comes within the time."""
-        return self._sees(lambda: self.closed or bool(set(kinds) & set(self.kinds)))
-
-    def _sees(self, condition: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + GIVE_UP_S
-        while not condition() and time.monotonic() < deadline:
-            self.read(0.05)
-        return condition()
+    @property
+    def refused(self) -> bool:
+        """The server has ended the connection, reset a stream, or answered with headers (of an error)."""
+        return self.ended or bool({RST_STREAM, HEADERS} & set(self.kinds))
 
     def close(self) -> None:
         self._socket.close()
-
-
-@pytest.fixture
-def attacker(subject: Subject) -> Iterator[Attacker]:
-    """An attacker; afterwards everybody else is served by the same processes."""
-    before = subject.pids()
-    address = subject.gateway.address
-    assert isinstance(address, tuple)
-    with contextlib.closing(Attacker(address)) as started:
-        yield started
-        subject.gateway.serves()
-    subject.gateway.serves()
-    assert subject.pids() == before
 
 
 def streams(count: int, make: Callable[[int], bytes]) -> bytes:
     return b"".join(make(1 + 2 * number) for number in range(count))
 
 
-def test_rapid_reset_ends_the_connection(attacker: Attacker):
-    attacker.send(
-        streams(3000, lambda i: frame(HEADERS, END_HEADERS, i, block()) + frame(RST_STREAM, 0, i, b"\0\0\0\x08"))
-    )
-    assert attacker.is_ended()
+REQUEST = frame(HEADERS, END_HEADERS, 1, block())
+BIG = literal("x-bomb", "b" * 3900, index=True)
+STORM = (integer(0, 5, 0x20) + integer(4096, 5, 0x20)) * 4000
+RESET = b"\0\0\0\x08"
+
+ENDED: dict[str, bytes] = {
+    "T16 rapid reset": streams(
+        3000, lambda i: frame(HEADERS, END_HEADERS, i, block()) + frame(RST_STREAM, 0, i, RESET)
+    ),
+    "T16 empty continuations": frame(HEADERS, 0, 1, block()) + frame(CONTINUATION, 0, 1) * 100_000,
+    "T16 empty data frames": REQUEST + frame(DATA, 0, 1) * 1000,
+    "T16 window overflow": frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 2,
+    "T16 data on stream 0": frame(DATA, 0, 0, b"x"),
+    "T16 even stream": frame(HEADERS, END_HEADERS, 2, block()),
+    "T16 short reset": frame(RST_STREAM, 0, 1, b"\0"),
+    "T16 short settings": frame(SETTINGS, 0, 0, b"\0\0\0"),
+    "T16 lone continuation": frame(CONTINUATION, END_HEADERS, 1, block()),
+    "T16 frame too long": (1 << 20).to_bytes(3, "big") + bytes([DATA, 0]) + (1).to_bytes(4, "big") + b"x" * 65536,
+    "T17 bad HPACK": frame(HEADERS, END_HEADERS, 1, b"\xff" * 20),
+    "T17 table larger than agreed": frame(HEADERS, 5, 1, integer(1 << 30, 5, 0x20) + block()),
+}
+# Their answers are never read, so that they pile up.
+POURED: dict[str, bytes] = {
+    "T16 pings": frame(PING, 0, 0, b"\0" * 8) * 600_000,
+    "T16 settings": frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff") * 500_000,
+}
+REFUSED: dict[str, bytes] = {
+    "T16 headers that never end": frame(HEADERS, 0, 1, block())
+    + frame(CONTINUATION, 0, 1, literal("x-a", "b" * 8000)) * 500,
+    "T16 too many streams": streams(2500, lambda i: frame(HEADERS, END_HEADERS, i, block())),
+    # One entry of the table, named 16,000 times by one byte each: 64 MB of headers in 20 KB.
+    "T17 header table bomb": frame(HEADERS, END_HEADERS | END_STREAM, 1, block() + BIG + b"\xbe" * 16_000),
+    # Envoy takes any number of size updates, and answers: it must only be cheap.
+    "T17 table sizes": streams(50, lambda i: frame(HEADERS, END_HEADERS | END_STREAM, i, STORM + block())),
+}
+MALFORMED: dict[str, bytes] = {
+    "upper case": block(("X-Upper", "a")),
+    "connection": block(("connection", "keep-alive")),
+    "transfer-encoding": block(("transfer-encoding", "chunked")),
+    "two paths": block((":path", "/v2/models/echo/infer")),
+    "unknown pseudo header": block((":unknown", "a")),
+    "path without a slash": block(path="v2/models/perceptron/infer"),
+    "empty path": block(path=""),
+    "line break": block(("x-a", "a\r\nx-msm-target: default/echo/v1")),
+    "NUL": block(("x-a", "a\0b")),
+    "wrong length": block(("content-length", "5")),
+    "no path": literal(":method", "POST"),
+    "pseudo header last": literal("x-a", "b") + block(),
+}
+REFUSED |= {
+    f"T16 {name}": frame(HEADERS, END_HEADERS, 1, headers) + frame(DATA, END_STREAM, 1, b"{}")
+    for name, headers in MALFORMED.items()
+}
 
 
-def test_headers_that_never_end_are_refused(attacker: Attacker):
-    part = frame(CONTINUATION, 0, 1, literal("x-a", "b" * 8000))
-    attacker.send(frame(HEADERS, 0, 1, block()) + part * 500)
-    assert attacker.sees(RST_STREAM, GOAWAY)
+@dataclass(frozen=True)
+class Aftermath:
+    """What became of the attacks by their names, and of the mesh."""
+
+    attackers: dict[str, Attacker]
+    same_processes: bool
 
 
-def test_a_flood_of_empty_continuations_ends_the_connection(attacker: Attacker):
-    attacker.send(frame(HEADERS, 0, 1, block()) + frame(CONTINUATION, 0, 1) * 100_000)
-    assert attacker.is_ended()
-
-
-def test_a_flood_of_pings_whose_answers_are_not_read_ends_the_connection(attacker: Attacker):
-    attacker.pour(frame(PING, 0, 0, b"\0" * 8) * 600_000)
-    assert attacker.is_ended()
-
-
-def test_a_flood_of_settings_ends_the_connection(attacker: Attacker):
-    attacker.pour(frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff") * 500_000)
-    assert attacker.is_ended()
-
-
-def test_empty_data_frames_end_the_connection(attacker: Attacker):
-    attacker.send(frame(HEADERS, END_HEADERS, 1, block()) + frame(DATA, 0, 1) * 1000)
-    assert attacker.is_ended()
-
-
-def test_a_window_of_zero_holds_up_nobody_else(attacker: Attacker, subject: Subject):
-    attacker.send(frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0"))
-    attacker.send(streams(100, lambda i: frame(HEADERS, END_HEADERS | END_STREAM, i, block())))
-    for _ in range(20):
+@pytest.fixture(scope="module")
+def aftermath(subject: Subject) -> Iterator[Aftermath]:
+    """All attacks at once, each on a connection of its own, while a valid request is answered after each of them."""
+    before = subject.pids()
+    address = subject.gateway.address
+    assert isinstance(address, tuple)
+    with contextlib.ExitStack() as stack:
+        attackers: dict[str, Attacker] = {}
+        for name, data in (ENDED | REFUSED | POURED).items():
+            attackers[name] = stack.enter_context(contextlib.closing(Attacker(address)))
+            (attackers[name].pour if name in POURED else attackers[name].send)(data)
+            subject.gateway.serves()
+        deadline = time.monotonic() + GIVE_UP_S
+        while time.monotonic() < deadline and not all(
+            attacker.refused if name in REFUSED else attacker.ended for name, attacker in attackers.items()
+        ):
+            for attacker in attackers.values():
+                attacker.read(0.005)
         subject.gateway.serves()
+        yield Aftermath(attackers, subject.pids() == before)
 
 
-def test_more_streams_than_allowed_are_refused(attacker: Attacker):
-    attacker.send(streams(2500, lambda i: frame(HEADERS, END_HEADERS, i, block())))
-    assert attacker.sees(RST_STREAM, GOAWAY)
+@pytest.mark.parametrize("name", [*ENDED, *POURED])
+def test_an_attack_ends_its_connection(name: str, aftermath: Aftermath):
+    assert aftermath.attackers[name].ended, aftermath.attackers[name].kinds
 
 
-def test_a_window_update_that_overflows_ends_the_connection(attacker: Attacker):
-    attacker.send(frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 2)
-    assert attacker.is_ended()
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_attack_is_refused(name: str, aftermath: Aftermath):
+    assert aftermath.attackers[name].refused, aftermath.attackers[name].kinds
 
 
-def test_a_header_table_bomb_ends_or_is_refused(attacker: Attacker):
-    """One entry of 4,000 bytes is put into the table, then named 16,000 times by one byte each."""
-    big = literal("x-bomb", "b" * 3900, index=True)
-    attacker.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, block() + big + b"\xbe" * 16_000))
-    assert attacker.sees(RST_STREAM, GOAWAY, HEADERS)
+def test_no_process_died_of_the_attacks(aftermath: Aftermath):
+    assert aftermath.same_processes
 
 
-def test_a_storm_of_table_sizes_costs_nothing(attacker: Attacker):
-    """Envoy takes any number of size updates, and answers: 400,000 of them in less than a second or two."""
-    storm = (integer(0, 5, 0x20) + integer(4096, 5, 0x20)) * 4000
-    began = time.monotonic()
-    attacker.send(streams(50, lambda i: frame(HEADERS, END_HEADERS | END_STREAM, i, storm + block())))
-    assert attacker.sees(RST_STREAM, GOAWAY, HEADERS)
-    assert time.monotonic() - began < 5
-
-
-def test_a_table_larger_than_agreed_ends_the_connection(attacker: Attacker):
-    attacker.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, integer(1 << 30, 5, 0x20) + block()))
-    assert attacker.is_ended()
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        frame(DATA, 0, 0, b"x"),
-        frame(HEADERS, END_HEADERS, 2, block()),
-        frame(RST_STREAM, 0, 1, b"\0"),
-        frame(SETTINGS, 0, 0, b"\0\0\0"),
-        frame(CONTINUATION, END_HEADERS, 1, block()),
-        frame(HEADERS, END_HEADERS, 1, b"\xff" * 20),
-        (1 << 20).to_bytes(3, "big") + bytes([DATA, 0]) + (1).to_bytes(4, "big") + b"x" * 65536,
-    ],
-    ids=[
-        "data on stream 0",
-        "even stream",
-        "short reset",
-        "short settings",
-        "lone continuation",
-        "bad HPACK",
-        "too long",
-    ],
-)
-def test_a_broken_frame_ends_the_connection(attacker: Attacker, payload: bytes):
-    attacker.send(payload)
-    assert attacker.is_ended()
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        block(("X-Upper", "a")),
-        block(("connection", "keep-alive")),
-        block(("transfer-encoding", "chunked")),
-        block((":path", "/v2/models/echo/infer")),
-        block((":unknown", "a")),
-        block(path="v2/models/perceptron/infer"),
-        block(path=""),
-        block(("x-a", "a\r\nx-msm-target: default/echo/v1")),
-        block(("x-a", "a\0b")),
-        block(("content-length", "5")),
-        literal(":method", "POST"),
-        literal("x-a", "b") + block(),
-    ],
-    ids=[
-        "upper case", "connection", "transfer-encoding", "two paths", "unknown pseudo header", "no slash",
-        "empty path", "line break", "NUL", "wrong length", "no path", "pseudo header last",
-    ],
-)  # fmt: skip
-def test_malformed_headers_are_refused(attacker: Attacker, headers: bytes):
-    attacker.send(frame(HEADERS, END_HEADERS, 1, headers) + frame(DATA, END_STREAM, 1, b"{}"))
-    assert attacker.sees(RST_STREAM, GOAWAY, HEADERS)
+def test_a_window_of_zero_holds_up_nobody_else(subject: Subject):
+    address = subject.gateway.address
+    assert isinstance(address, tuple)
+    with contextlib.closing(Attacker(address)) as attacker:
+        attacker.send(frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0"))
+        attacker.send(streams(100, lambda i: frame(HEADERS, END_HEADERS | END_STREAM, i, block())))
+        for _ in range(20):
+            subject.gateway.serves()

@@ -80,10 +80,10 @@ async def test_a_model_that_crashes_or_hangs_hurts_only_its_own_requests(
     own_mesh: Mesh, network: Path, tmp_path: Path, trigger: float, what: str
 ):
     (tmp_path / "model.py").write_text(CRASHES)
-    msm = msm_command(own_mesh.data)
-    done = await asyncio.to_thread(msm, "deploy", "evil", str(tmp_path), "--trusted", "--min", "1")
-    assert done.code == 0, done.err
-    own_mesh.apply([manifest(f"good{i}", network, minimum=1) for i in range(2)])
+    evil = manifest("evil", tmp_path, minimum=1)
+    evil["spec"]["versions"][0] |= {"format": "python", "trusted": True}
+    evil["spec"]["timeoutSeconds"] = 2
+    own_mesh.apply([evil, *(manifest(f"good{i}", network, minimum=1) for i in range(2))])
     await asyncio.to_thread(own_mesh.wait_ready, 3, within_s=30)
     stop = asyncio.Event()
     turn = iter(range(10_000_000))

@@ -44,8 +44,12 @@ class Activator(Protocol):
         """Return once a copy of every version that the request may be sent to is ready and its route is published."""
         ...
 
-    async def rescue(self, target: str) -> str:
-        """The socket of a worker that holds `target` and is alive, waiting for one if need be."""
+    async def rescue(self, target: str, deaths: int) -> str:
+        """The socket of a worker that holds `target` and is alive, waiting for one if need be.
+
+        `deaths` counts the workers that died over the request since it was rescued; raises when it must not be sent
+        again.
+        """
         ...
 
 

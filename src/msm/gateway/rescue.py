@@ -1,8 +1,8 @@
 """Takes requests whose copies all died: waits until their version is ready again somewhere and relays them there.
 
 Envoy sends a request here only when every copy is gone or two attempts on copies have failed. The whole request is read
-first, because it is needed again; the answer is passed on as it comes. A request is relayed once: if a worker dies over
-it again, the request may be to blame, and the caller is told.
+first, because it is needed again; the answer is passed on as it comes. When a worker dies over it again, the activator
+says whether it may be sent once more: it knows whom the death is blamed on.
 """
 
 from __future__ import annotations
@@ -96,29 +96,32 @@ class RescueProxy:
         target = request.headers.get(TARGET_HEADER)
         if target is None:
             raise Unavailable("no worker of this node is ready")
-        try:
-            async with asyncio.timeout(self._hold_s):
-                worker = await self._reach(target)
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"{target} was not ready again within {self._hold_s:g} s") from error
-        try:
-            await self._relay(target, request, worker, writer)
-        finally:
-            worker[1].close()
+        answered, deaths = False, 0
+        while not answered:
+            try:
+                async with asyncio.timeout(self._hold_s):
+                    worker = await self._reach(target, deaths)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"{target} was not ready again within {self._hold_s:g} s") from error
+            try:
+                answered = await self._relay(target, request, worker, writer)
+            finally:
+                worker[1].close()
+            deaths += 1
 
-    async def _reach(self, target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _reach(self, target: str, deaths: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a worker that holds `target`. One that cannot be connected to has just died: ask again."""
         for _ in range(CONNECT_ATTEMPTS):
-            socket = await self._ask(target)
+            socket = await self._ask(target, deaths)
             try:
                 return await asyncio.open_unix_connection(socket, limit=CHUNK)
             except OSError as error:
                 log.info("a worker named for a rescue cannot be reached", target=target, error=repr(error))
         raise Unavailable(f"the workers that hold {target} cannot be reached")
 
-    async def _ask(self, target: str) -> str:
+    async def _ask(self, target: str, deaths: int) -> str:
         try:
-            return await self._activator.rescue(target)
+            return await self._activator.rescue(target, deaths)
         except MsmError:
             raise
         except Exception as error:
@@ -131,7 +134,8 @@ class RescueProxy:
         request: Request,
         worker: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         writer: asyncio.StreamWriter,
-    ) -> None:
+    ) -> bool:
+        """Pass the request and its answer on; False when the worker died before the answer began."""
         answers, requests = worker
         answer = AnswerReader(request.method)
         begun = False
@@ -145,9 +149,8 @@ class RescueProxy:
                     await writer.drain()
         except OSError as error:
             log.info("a worker died over a rescued request", target=target, error=repr(error))
-        if not begun:
-            raise Unavailable(f"a worker of {target} died over this request again; it is not sent a third time")
         if answer.complete:
             self.rescued += 1
-        else:
+        elif begun:
             self.failed += 1  # the answer had begun: closing the connection tells that it is not whole
+        return begun

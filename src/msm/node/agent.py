@@ -130,7 +130,7 @@ class Agent:
 
     def worker_lost(self, worker: Worker, blame: Blame) -> None:
         """From the supervisor: a worker is gone, with all it held."""
-        self._residents.lost_worker(worker.id, blame.suspects)
+        self._residents.lost_worker(worker.id, blame)
         self._tasks.start("publish workers", self._traffic.workers_changed())
 
     def _report(self, task: str, failure: BaseException) -> None:
@@ -164,10 +164,12 @@ class Agent:
             replay=model.spec.idempotent,
         )
 
-    async def rescue(self, target: str) -> str:
+    async def rescue(self, target: str, deaths: int) -> str:
         """The socket of a living worker that holds `target`, waiting for one if need be.
 
         Called for a request that every known copy refused or dropped: the workers are asked what they really hold.
+        `deaths` counts the workers that died over it since it was rescued: raises Unavailable when it must not be sent
+        again.
         """
         key = _target(target)
         model = self._desired.model(key.model_key)
@@ -175,8 +177,18 @@ class Agent:
             raise NotFound(f"there is no model {target!r}")
         held_by = [self._workers.get(copy.worker) for copy in self._residents.copies.ready(key)]
         await asyncio.gather(*(self._observer.look(worker) for worker in held_by if worker is not None))
+        if deaths:
+            self._check_replay(model, key, deaths)
         _, endpoint = await self._make_warm(model, [key], self._settings.rescue_s)
         return endpoint.socket
+
+    def _check_replay(self, model: Model, key: VersionKey, deaths: int) -> None:
+        why = self._residents.guilt.refuse_replay(key, deaths, self._clock.monotonic())
+        if why is None and not model.spec.idempotent:
+            why = "the model is declared not idempotent"
+        if why is not None:
+            message = f"a worker died while model {key.model} version {key.version} answered; not tried again: {why}"
+            raise Unavailable(message, reason="worker_died", retry_after_s=10.0)
 
     async def _make_warm(
         self, model: Model, keys: Sequence[VersionKey], deadline_s: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msm.planning.recovery import Crash, Verdict, forget, judge
+from msm.planning.recovery import Crash, Verdict, forget, judge, refuse_replay
 from msm.resources.serving import VersionKey
 
 CLEAR = Verdict()
@@ -22,6 +22,10 @@ class Guilt:
     def verdict(self, key: VersionKey, now: float) -> Verdict:
         crashes = self._crashes.get(key)
         return judge(crashes, now) if crashes else CLEAR
+
+    def refuse_replay(self, key: VersionKey, deaths: int, now: float) -> str | None:
+        """Why a request to `key` over which `deaths` workers died is not sent again; None when it may be."""
+        return refuse_replay(self._crashes.get(key, ()), deaths, now)
 
     def count(self, key: VersionKey) -> int:
         return len(self._crashes.get(key, ()))

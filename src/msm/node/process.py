@@ -32,6 +32,15 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def oom_kills() -> int:
+    """How many processes of this machine the kernel has killed for want of memory since boot; 0 when unknown."""
+    try:
+        counters = Path("/proc/vmstat").read_text("ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
+
+
 def spawn(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
     """Start `argv` in a session of its own, its output appended to `log`; returns the pid. Blocks for milliseconds."""
     actions = [

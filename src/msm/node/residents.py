@@ -27,6 +27,7 @@ from msm.node.workers import Workers
 from msm.planning.moves import Dedicate, Load, Move, Rejection, Retire, Unload
 from msm.planning.picture import CopyView, Picture, Wanted, WorkerView
 from msm.planning.residency import plan
+from msm.planning.recovery import Blame
 from msm.planning.routing import Endpoint
 from msm.resources.meta import ObjectKey
 from msm.resources.serving import Model, VersionKey
@@ -287,15 +288,15 @@ class Residents:
         if wanted is not None and copy.state == "Ready" and now - copy.last_used < wanted.idle_seconds:
             self.demands.keep(copy.key, before, copy.last_used + wanted.idle_seconds)
 
-    def lost_worker(self, worker: str, suspects: tuple[VersionKey, ...]) -> None:
+    def lost_worker(self, worker: str, blame: Blame) -> None:
         """A worker died: its copies are gone; what was in use is made warm again; the guilty are noted."""
         now = self._clock.monotonic()
         lost = self.copies.on(worker)
         for copy in lost:
             self._lose(copy, now)
-        for key in suspects:
+        for key in blame.suspects:
             if key in self._wanted:
-                self._blame(key, now, certain=len(suspects) == 1)
+                self._blame(key, now, certain=blame.certain)
         for model in {copy.key.model_key for copy in lost if copy.state == "Ready"}:
             self.carrier.republish(model)
         self.attend(copy.key for copy in lost)

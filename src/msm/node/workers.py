@@ -21,7 +21,7 @@ from msm.kit.tasks import Tasks
 from msm.node.blackbox import executing
 from msm.node.config import NodeSettings
 from msm.node.journal import Journal
-from msm.node.process import Process, python_argv, rotate, spawn
+from msm.node.process import Process, oom_kills, python_argv, rotate, spawn
 from msm.node.worker_client import WorkerClient
 from msm.node.worker_records import WorkerRecord, read_records, write_records
 from msm.planning import recovery
@@ -58,6 +58,8 @@ class Worker:
     rss_bytes: int = 0
     message: str | None = None
     retiring: bool = False
+    condemned: bool = False
+    oom_kills: int = 0  # of the machine, before this process began
     client: WorkerClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,6 +202,7 @@ class Workers:
             return
         place.state = "Stopping"
         place.message = reason
+        place.condemned = True
         message = f"worker {worker} hangs: {reason}; it is ended and replaced"
         self._journal.note(f"worker/{worker}", "WorkerHangs", message, severity="error")
         place.process.signal(signal.SIGKILL)
@@ -225,6 +228,7 @@ class Workers:
         while True:
             began = self._clock.monotonic()
             worker.life += 1
+            worker.condemned, worker.oom_kills = False, oom_kills()
             process = worker.process or self._spawn(worker)
             if process is not None:
                 await self._one_life(worker, process, adopted=adopted, answered=answered)
@@ -285,7 +289,10 @@ class Workers:
         self._listener.worker_ready(worker, adopted=adopted)
 
     def _bury(self, worker: Worker, process: Process) -> None:
-        guilt = recovery.blame(executing(worker.box))
+        how = recovery.ending(
+            process.exit_status, condemned=worker.condemned, memory_ran_out=oom_kills() > worker.oom_kills
+        )
+        guilt = recovery.blame(executing(worker.box), how)
         worker.process = None
         worker.state = "Stopping" if worker.retiring else "Backoff"
         worker.rss_bytes = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from msm.resources.serving import VersionKey
 
@@ -22,6 +23,11 @@ LOOP_WINDOW_S = 600.0
 BLOCK_S = 900.0
 ISOLATED_S = 900.0
 FORGET_S = LOOP_WINDOW_S + BLOCK_S
+
+SIGKILL = 9
+MOST_DEATHS = 4  # of workers over one request
+SURE_DEATHS = 2
+LIKELY_DEATHS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +49,42 @@ def restart(in_a_row: int, lived_s: float) -> Restart:
     return Restart(delay, row, f"it lived {lived_s:.1f} s; death {row} in a row: next start in {delay:.1f} s")
 
 
+Ending = Literal["crashed", "hung", "killed", "out_of_memory", "unknown"]
+
+
+def ending(exit_status: int | None, *, condemned: bool, memory_ran_out: bool) -> Ending:
+    """How a worker ended: of itself, by us because it hung, by the kernel for want of memory, or by somebody else.
+
+    `exit_status` is negative for a signal and None when it cannot be known (a worker adopted from an earlier node
+    process). Models cannot send SIGKILL by accident, so one that is not ours came from outside.
+    """
+    if condemned:
+        return "hung"
+    if exit_status is None:
+        return "unknown"
+    if exit_status == -SIGKILL:
+        return "out_of_memory" if memory_ran_out else "killed"
+    return "crashed"
+
+
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """The versions that a worker was executing when it died. `certain` when there is only one suspect."""
+    """The versions that a worker was executing when it died; `certain` when there can be no other culprit."""
 
     suspects: tuple[VersionKey, ...]
-
-    @property
-    def certain(self) -> bool:
-        return len(self.suspects) == 1
+    certain: bool = False
 
 
-def blame(slots: Sequence[str]) -> Blame:
+def blame(slots: Sequence[str], how: Ending) -> Blame:
     """Whom to blame for a death, from the worker's black box (one text per slot, empty when unused).
 
-    Text that names no version (a slot torn by the crash itself) is left out.
+    Nobody when the process was killed from outside. Text that names no version (a slot torn by the crash itself) is
+    left out.
     """
-    found: dict[VersionKey, None] = {}
-    for text in slots:
-        if text.count("/") == 2:
-            found[VersionKey.parse(text)] = None
-    return Blame(tuple(sorted(found)))
+    if how == "killed":
+        return Blame(())
+    found = {VersionKey.parse(text) for text in slots if text.count("/") == 2}
+    return Blame(tuple(sorted(found)), certain=len(found) == 1 and how in ("crashed", "hung"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +138,21 @@ def judge(crashes: Sequence[Crash], now: float) -> Verdict:
         reason=f"it ended its worker {ISOLATE_CRASHES} times within {ISOLATE_WINDOW_S:.0f} s",
         look_again_at=until,
     )
+
+
+def refuse_replay(crashes: Sequence[Crash], deaths: int, now: float) -> str | None:
+    """Why a request whose worker died is not sent again; None when it may be.
+
+    `deaths` counts the workers that died over it, `crashes` the deaths its version is suspected of. A neighbour of a
+    crashing version is innocent and tried again; the version that crashes is not fed its poison a third time.
+    """
+    recent = [crash for crash in crashes if crash.at > now - ISOLATE_WINDOW_S]
+    sure = sum(crash.certain for crash in recent)
+    if deaths >= MOST_DEATHS:
+        return f"{deaths} workers died while it was answered"
+    if sure >= SURE_DEATHS or len(recent) >= LIKELY_DEATHS:
+        return f"it ended its worker {len(recent)} times within {ISOLATE_WINDOW_S:.0f} s"
+    return None
 
 
 def forget(crashes: Sequence[Crash], now: float) -> tuple[Crash, ...]:

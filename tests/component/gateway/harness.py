@@ -152,8 +152,10 @@ class TestActivator:
         version = request.version or next(iter(recipe.split or recipe.versions))
         return Activated(worker.socket, target(request.service, version), revision=7)
 
-    async def rescue(self, wanted: str) -> str:
+    async def rescue(self, wanted: str, deaths: int) -> str:
         self.rescues.append(wanted)
+        if deaths:
+            raise Unavailable(f"a worker of {wanted} died over this request again; it is not sent a third time")
         if self.rescue_failure is not None:
             raise self.rescue_failure
         worker = await self._once(wanted, self._hold(wanted, self.rescue_load_s))

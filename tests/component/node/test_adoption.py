@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -53,6 +54,8 @@ async def test_a_worker_that_died_while_no_node_process_ran_is_replaced(start: S
     (holder,) = node.routed("kept")
     await node.stop(stop_workers=False)
     os.kill(pids[holder], signal.SIGKILL)
+    # What init does for the children of a node process that is gone.
+    await asyncio.to_thread(os.waitpid, pids[holder], 0)
     await node.start()
     await node.all_ready()
     assert node.agent.snapshot().adopted_workers == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msm.planning.recovery import Crash, blame, forget, hangs, judge, restart
+from msm.planning.recovery import Crash, blame, ending, forget, hangs, judge, refuse_replay, restart
 from msm.resources.serving import VersionKey
 
 NOW = 10_000.0
@@ -27,11 +27,11 @@ def test_a_worker_starts_again_at_once_then_with_growing_pauses(
 
 
 def test_the_versions_in_the_black_box_are_the_suspects():
-    guilt = blame(["default/a/v1", "default/a/v1"])
+    guilt = blame(["default/a/v1", "default/a/v1"], "crashed")
     assert guilt.suspects == (VersionKey("default", "a", "v1"),)
     assert guilt.certain
-    assert not blame(["default/b/v1", "default/a/v1"]).certain
-    assert blame(["torn", "a/b/c/d"]).suspects == ()
+    assert not blame(["default/b/v1", "default/a/v1"], "crashed").certain
+    assert blame(["torn", "a/b/c/d"], "crashed").suspects == ()
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,35 @@ def test_silence_and_endless_calls_are_hangs():
     assert (silent.hangs, silent.reason) == (True, "it did not answer for 2.1 s (limit 2.0 s)")
     stuck = hangs(0.0, ["default/b/v1", "default/a/v1"], 2.0)
     assert (stuck.hangs, stuck.reason) == (True, "a call of default/a/v1, default/b/v1 does not end")
+
+
+@pytest.mark.parametrize(
+    ("status", "condemned", "memory_ran_out", "how"),
+    [
+        (-11, False, False, "crashed"),
+        (3, False, False, "crashed"),
+        (-9, True, False, "hung"),
+        (-9, False, False, "killed"),
+        (-9, False, True, "out_of_memory"),
+        (None, False, False, "unknown"),
+    ],
+)
+def test_how_a_worker_ended_is_told_from_its_status(status, condemned, memory_ran_out, how):
+    assert ending(status, condemned=condemned, memory_ran_out=memory_ran_out) == how
+
+
+def test_nobody_is_blamed_for_a_kill_from_outside_and_nobody_surely_when_it_is_unknown():
+    assert blame(["default/a/v1"], "killed").suspects == ()
+    assert not blame(["default/a/v1"], "unknown").certain
+    assert not blame(["default/a/v1"], "out_of_memory").certain
+
+
+def test_a_request_is_sent_again_unless_its_version_is_to_blame():
+    sure, perhaps = Crash(95.0, certain=True), Crash(95.0, certain=False)
+    assert refuse_replay((), 3, 100.0) is None
+    assert refuse_replay((), 4, 100.0) == "4 workers died while it was answered"
+    assert refuse_replay((sure,), 1, 100.0) is None
+    assert refuse_replay((sure, sure), 1, 100.0) == "it ended its worker 2 times within 60 s"
+    assert refuse_replay((perhaps, perhaps), 2, 100.0) is None
+    assert refuse_replay((perhaps, perhaps, perhaps), 2, 100.0) == "it ended its worker 3 times within 60 s"
+    assert refuse_replay((sure, sure), 1, 200.0) is None
