@@ -32,7 +32,7 @@ check: $(VENV)/.dev  ## format, lint, types, import contracts, fast tests
 	$(BIN)/pytest -q tests/unit -n 2
 
 test: check debian  ## everything
-	$(BIN)/pytest -q tests/contract tests/component tests/system
+	$(BIN)/pytest -q tests/contract tests/component tests/badinput tests/system
 
 debian:  ## Debian packages that tests need; needs root, says so otherwise
 	@scripts/debian-packages

@@ -133,10 +133,12 @@ class Gateway:
         self.ads = AdsServer(World())
         self.events: list[tuple[str, str, str]] = []
         self.translator = Translator(Shared(str(self.config.rescue_socket)))
-        self.publisher = Publisher(self.ads, self.translator, lambda *event: self.events.append(event), deadline_s=60)
+        self.publisher = Publisher(
+            self.ads, self.translator, lambda *event: self.events.append(event), SystemClock(), deadline_s=60
+        )
         authz = ActivationService(NothingCold(), hold_s=self.config.hold_s)
         self.control = ControlServer(self.config.xds_socket, self.ads, authz)
-        self.envoy = EnvoyProcess(self.config, SystemClock(), lambda *event: self.events.append(event))
+        self.envoy = EnvoyProcess(self.config, clock, lambda *event: self.events.append(event))
 
 
 @contextlib.asynccontextmanager

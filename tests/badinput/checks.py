@@ -51,7 +51,7 @@ def rest_error(answer: Answer) -> dict[str, Any]:
     sentence, code = error.get("error"), error.get("code")
     assert isinstance(sentence, str), error
     assert 0 < len(sentence) <= MOST_SENTENCE, error
-    assert "\n" not in sentence.rstrip("\n"), error
+    assert sentence.isprintable(), error
     assert isinstance(code, str), error
     assert _SNAKE.fullmatch(code), error
     return error

@@ -34,6 +34,8 @@ class Model:
 """
 
 NAUGHTY = """
+import time
+
 import numpy as np
 
 def right():
@@ -65,6 +67,7 @@ class Model:
             case 15: return deeper(0)
             case 16: raise ValueError("first line\\nsecond line\\n  third line")
             case 18: raise ValueError("\\x1b[31mred\\x1b]0;title\\x07")
+            case 19: time.sleep(0.3)
             case 17: return {"y": np.zeros(3, np.complex64)}
         return {"y": right()}
 """

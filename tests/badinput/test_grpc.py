@@ -51,5 +51,6 @@ def judge(case: GrpcCase, told: Told, right: list[str]) -> None:
     assert told.status in right, f"{told.status}, right is {right}: {told.message[:500]}"
     if told.status != "OK":
         assert 0 < len(told.message) <= MOST_SENTENCE, told.message[:500]
+        assert told.message.isprintable(), told.message[:500]
         assert re.search(case.message, told.message, re.DOTALL), f"{case.message!r} is not in {told.message!r}"
     harmless(told.answer, frame_of(case))

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def eventually(condition: Callable[[], T | Awaitable[T]], *, within_s: float = 10.0) -> T:
-    """Return the first true value of `condition`, asked every few milliseconds; fail with its last value after the deadline."""
+    """The first true value of `condition`, asked every few milliseconds; fails after the deadline."""
     deadline = time.monotonic() + within_s
     while True:
         value = condition()

@@ -86,9 +86,9 @@ async def test_a_model_that_crashes_or_hangs_hurts_only_its_own_requests(
     own_mesh.apply([evil, *(manifest(f"good{i}", network, minimum=1) for i in range(2))])
     await asyncio.to_thread(own_mesh.wait_ready, 3, within_s=30)
     stop = asyncio.Event()
-    turn = iter(range(10_000_000))
+    turns = iter(range(10_000_000))
     load = asyncio.create_task(
-        closed_loop(own_mesh.gateway, lambda: (f"/v2/models/good{next(turn) % 2}/infer", BODY), callers=4, stop=stop)
+        closed_loop(own_mesh.gateway, lambda: (f"/v2/models/good{next(turns) % 2}/infer", BODY), callers=4, stop=stop)
     )
     async with httpx.AsyncClient(base_url=own_mesh.gateway, timeout=60) as client:
         fine = await client.post("/v2/models/evil/infer", content=body(1))
@@ -99,10 +99,13 @@ async def test_a_model_that_crashes_or_hangs_hurts_only_its_own_requests(
         assert "Traceback" not in bad.text
         again = await client.post("/v2/models/evil/infer", content=body(2))
         assert again.status_code == 200, again.text
+        for turn in range(100):
+            neighbour = await client.post(f"/v2/models/good{turn % 2}/infer", content=BODY)
+            assert neighbour.status_code == 200, neighbour.text
     stop.set()
     tally = await load
     assert tally.failed == 0, tally.reasons
-    assert tally.answers > 100
+    assert tally.answers > 0
 
 
 def test_a_model_that_raises_says_what_and_goes_on(running: Mesh, tmp_path: Path):

@@ -31,11 +31,11 @@ async def events(request: Request) -> Response:
     subject = request.query_params.get("subject") or None
     following = flag(request, "follow")
     default = 0 if following else 200
-    limit = number(request, "limit", least=0, most=MOST_EVENTS, default=default)
+    limit = number(request, "limit", least=0 if following else 1, most=MOST_EVENTS, default=default)
     since = _since(request)
     if following:
         return deps.streams.events(_follow(deps, subject, since, limit or 0))
-    return answer(await deps.events.list(subject, since, limit) if limit else ())
+    return answer(await deps.events.list(subject, since, limit or default))
 
 
 async def _follow(

@@ -1,7 +1,8 @@
 """Brings the plan of a service into the proxy, make before break.
 
-Clusters and endpoints first; when the proxy has accepted them, the scope that names them; when it has accepted that,
-the clusters that nothing names any more are removed. So there is no moment in which a route names what isn't there.
+Clusters and endpoints first; when the proxy has accepted them, the scope that names them. Clusters that nothing names
+any more lose their copies and are removed a while later, because requests may still be replayed in them. So there is no
+moment in which a route, or a request that found its route before, names what isn't there.
 Knows nothing of why a plan is as it is.
 """
 
@@ -13,6 +14,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+from msm.kit.clock import Clock
 from msm.kit.errors import Internal
 from msm.observe.logs import get_logger
 from msm.planning.routing import Endpoint, ServicePlan
@@ -22,6 +24,7 @@ from msm.xds.snapshot import Change, Key, Resource, problems, versioned
 from msm.xds.translate import Translator
 
 DEADLINE_S = 2.0
+LINGER_S = 30.0  # longer than a replayed request waits for a copy
 BATCH = 500
 Report = Callable[[str, str, str], None]  # subject, reason, message of an event
 log = get_logger("publisher")
@@ -43,12 +46,22 @@ class Publisher:
     """
 
     def __init__(
-        self, ads: AdsServer, translator: Translator, report: Report, *, deadline_s: float = DEADLINE_S
+        self,
+        ads: AdsServer,
+        translator: Translator,
+        report: Report,
+        clock: Clock,
+        *,
+        deadline_s: float = DEADLINE_S,
+        linger_s: float = LINGER_S,
     ) -> None:
         self._ads = ads
         self._translator = translator
         self._report = report
+        self._clock = clock
         self._deadline_s = deadline_s
+        self._linger_s = linger_s
+        self._leaving: dict[str, float] = {}  # clusters that nothing names, and when they go
         self._owned: dict[str, frozenset[Key]] = {}
         self._turns: dict[str, _Turn] = {}
         ads.apply(Change(versioned(translator.internal())))
@@ -76,7 +89,7 @@ class Publisher:
         async with self._turn(service):
             owned = self._owned.get(service, frozenset())
             await self._step(service, Change(removes=_of(owned, SRDS)))
-            await self._step(service, Change(removes=_of(owned, CDS, EDS)))
+            await self._let_go(service, owned)
             self._owned.pop(service, None)
 
     async def set_workers(self, endpoints: Iterable[Endpoint]) -> None:
@@ -95,12 +108,39 @@ class Publisher:
         for service, new in keys.items():  # both old and new until the end: whoever is interrupted leaves no orphan
             self._owned[service] = self._owned.get(service, frozenset()) | new
         owned = [key for service in keys for key in self._owned[service]]
+        for resource in itertools.chain.from_iterable(wanted.values()):
+            if resource.type_url == CDS:
+                self._leaving.pop(resource.name, None)
         change = self._ads.world.difference(itertools.chain.from_iterable(wanted.values()), owned)
         about = next(iter(plans)).service if len(plans) == 1 else f"{len(plans)} services"
         await self._step(about, change.only(CDS, EDS))
         await self._step(about, change.only(SRDS, RDS))
-        await self._step(about, Change(removes=change.removes))
+        await self._let_go(about, change.removes)
         self._owned.update(keys)
+
+    async def run(self) -> None:
+        """Remove clusters whose time has come, for ever."""
+        while True:
+            await self._clock.sleep(self._linger_s / 6)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Remove the clusters that have lingered long enough."""
+        now = self._clock.monotonic()
+        due = [name for name, at in self._leaving.items() if at <= now]
+        for name in due:
+            del self._leaving[name]
+        await self._step(
+            "clusters without copies", Change(removes=tuple((kind, n) for kind in (CDS, EDS) for n in due))
+        )
+
+    async def _let_go(self, about: str, gone: Iterable[Key]) -> None:
+        """Take the copies from clusters that nothing names any more; the rescue endpoint is left to them."""
+        names = [name for kind, name in gone if kind == CDS]
+        at = self._clock.monotonic() + self._linger_s
+        self._leaving.update((name, at) for name in names)
+        emptied = versioned({EDS: {name: self._translator.emptied(name) for name in names}})
+        await self._step(about, self._ads.world.difference(emptied, ()))
 
     def _resources(self, plan: ServicePlan) -> tuple[Resource, ...]:
         resources = versioned(self._translator.service(plan))

@@ -14,7 +14,18 @@ from typing import Any
 
 from msm.gateway.local_replies import local_replies
 from msm.resources.meta import NAME_RULE
-from msm.xds.names import API_CLUSTER, EXT_AUTHZ_FILTER, HTTP_OPTIONS, SERVICE_HEADER, UNKNOWN_FILTER, XDS_CLUSTER
+from msm.xds.names import (
+    API_CLUSTER,
+    EXT_AUTHZ_FILTER,
+    HTTP_OPTIONS,
+    LUA_FILTER,
+    SCOPE_HEADER,
+    SCOPE_INDEX,
+    SCOPE_SEPARATOR,
+    SERVICE_HEADER,
+    UNKNOWN_FILTER,
+    XDS_CLUSTER,
+)
 
 TYPES = "type.googleapis.com/envoy."
 MANY = 1_000_000
@@ -136,7 +147,7 @@ def _http(config: GatewayConfig) -> Json:
         codec_type="AUTO",
         scoped_routes=_scopes(),
         http_filters=[_extraction(config), _unknown(), _activation(config), _router()],
-        early_header_mutation_extensions=[_strip()],
+        early_header_mutation_extensions=[_own_headers()],
         local_reply_config=local_replies(),
         access_log=_access_log(config),
         generate_request_id=False,
@@ -168,27 +179,35 @@ def _http(config: GatewayConfig) -> Json:
 
 
 def _scopes() -> Json:
-    """One route table per service, found by the name that the extraction script has set."""
-    by_service = {"name": SERVICE_HEADER, "element_separator": ",", "index": 0}
+    """One route table per service, found by its name: in the path, or where the extraction script has put it."""
+    by_name = {"name": SCOPE_HEADER, "element_separator": SCOPE_SEPARATOR, "index": SCOPE_INDEX}
     return {
         "name": "services",
-        "scope_key_builder": {"fragments": [{"header_value_extractor": by_service}]},
+        "scope_key_builder": {"fragments": [{"header_value_extractor": by_name}]},
         "rds_config_source": _ads(),
         "scoped_rds": {"scoped_rds_config_source": _ads()},
     }
 
 
-def _strip() -> Json:
-    """Removes the mesh's own headers, and Envoy's, from what clients send; before any filter, so never skipped."""
-    removed = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-msm-", "x-envoy-")]
+def _own_headers() -> Json:
+    """Removes the mesh's own headers, and Envoy's, from what clients send; before any filter, so never skipped.
+
+    Then the path becomes the header that scopes are found by. Only a service's plain request (`msm.xds.routes`) is
+    routed by that; for all others the extraction script replaces it.
+    """
+    mutations: list[Json] = [
+        {"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-msm-", "x-envoy-")
+    ]
+    scope = {"key": SCOPE_HEADER, "value": "%REQ(:path)%"}
+    mutations.append({"append": {"header": scope, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}})
     kind = "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
-    return {"name": "strip", "typed_config": typed(kind, mutations=removed)}
+    return {"name": "own-headers", "typed_config": typed(kind, mutations=mutations)}
 
 
 def _extraction(config: GatewayConfig) -> Json:
     script = {"inline_string": extraction_script(config)}
     lua = typed("extensions.filters.http.lua.v3.Lua", default_source_code=script)
-    return {"name": "envoy.filters.http.lua", "typed_config": lua}
+    return {"name": LUA_FILTER, "typed_config": lua}
 
 
 def _unknown() -> Json:

@@ -1,7 +1,7 @@
--- Finds the service and the version that a request is for and tells them to the router in x-msm-service and
--- x-msm-version. It is the only reader of paths and bodies in the mesh. What clients send under x-msm-* was removed
--- before any filter runs, so an error in here leaves a request without a service (404), never with a wrong one.
--- Scopes of the mesh itself begin with "~", which no model's name can.
+-- Finds the service and the version that a request is for and tells them to the router: the scope in x-msm-scope
+-- (its fourth element, as in a path), the names in x-msm-service and x-msm-version. It is the only reader of bodies in
+-- the mesh, and of paths but for the plain request of a warm service, for which it is switched off. What clients send
+-- under x-msm-* was removed before any filter runs. Scopes of the mesh itself begin with "~", which no model's name can.
 
 local find, sub, byte, match, gsub, lower = string.find, string.sub, string.byte, string.match, string.gsub, string.lower
 
@@ -150,14 +150,16 @@ local function finish(handle, name, version, namespace)
   if version and not is_name(version) then
     return bad(handle, grpc, 'the version "' .. shown(version) .. '" of model "' .. name .. '" is not allowed: ' .. NAME_RULE)
   end
+  local scope = name
   if namespace and namespace ~= "default" then
     if not is_name(namespace) then
       return bad(handle, grpc, 'the namespace "' .. shown(namespace) .. '" is not allowed: ' .. NAME_RULE)
     end
-    name = namespace .. "/" .. name
+    name, scope = namespace .. "/" .. name, namespace .. "~" .. name
   end
   if version then headers:replace("x-msm-version", version) end
   headers:replace("x-msm-service", name)
+  headers:replace("x-msm-scope", "///" .. scope)
 end
 
 local function from_body(handle, grpc_call, namespace)
@@ -195,7 +197,7 @@ function envoy_on_request(handle)
   if name then return finish(handle, name, version, namespace) end
   local grpc_call = match(path, GRPC)
   local scope = internal_scope(path, grpc_call)
-  if scope then return headers:replace("x-msm-service", scope) end
+  if scope then return headers:replace("x-msm-scope", "///" .. scope) end
   name = headers:get("mm-vmodel-id") or headers:get("mm-model-id")
   if name then return finish(handle, name, nil, namespace) end
   if grpc_call or OPENAI[path] then return from_body(handle, grpc_call, namespace) end

@@ -5,5 +5,5 @@ function envoy_on_request(handle)
   local name = headers:get("x-msm-service")
   if not name then return end -- nothing was extracted: Envoy's own 404
   headers:replace("x-msm-unknown", name)
-  headers:replace("x-msm-service", "~unknown")
+  headers:replace("x-msm-scope", "///~unknown")
 end

@@ -24,6 +24,7 @@ from msm.node.fetch import Fetcher
 from msm.node.journal import Journal
 from msm.node.observer import Observer
 from msm.node.ports import Desired, Records, Traffic
+from msm.node.preparing import Preparer
 from msm.node.probation import Probation
 from msm.node.refusals import failed_version
 from msm.node.residents import Residents
@@ -75,7 +76,8 @@ class Agent:
         )
         self._probation = Probation(settings, journal, self._tasks, self._clock, dict(os.environ))
         self._observer = Observer(settings, self._residents, journal, self._tasks, self._clock)
-        self._versions.attach(self._artifacts, self._probation, self._residents.settled)
+        self._preparer = Preparer(self._workers, journal, self._tasks)
+        self._versions.attach(self._artifacts, self._probation, self._settled)
         self._residents.attach(self._versions, self._workers, self._artifacts, traffic)
         self._observer.attach(self._versions, self._workers)
         self._adopting: list[asyncio.Task[None]] = []
@@ -93,6 +95,8 @@ class Agent:
         await self._versions.start()
         for model in list(self._desired.models()):
             self._residents.refresh(model.key)
+            for found in model.status.versions.values() if model.status else ():
+                self._preparer.use(found.format if found.phase == "Valid" else None)
         self._desired.on_change(self._changed)
         await self._workers.start()
         await self._probation.start()
@@ -121,11 +125,19 @@ class Agent:
         self._versions.consider(key)
         self._residents.refresh(key)
 
+    def _settled(self, key: VersionKey) -> None:
+        """There is a new finding about a version."""
+        status = self._versions.status(key)
+        if status is not None and status.phase == "Valid":
+            self._preparer.use(status.format)
+        self._residents.settled(key)
+
     def worker_ready(self, worker: Worker, *, adopted: bool) -> None:
         """From the supervisor: a worker can be used."""
         if adopted:
             self._adopting.append(self._tasks.start(f"adopt {worker.id}", self._observer.adopt(worker)))
         self._tasks.start("publish workers", self._traffic.workers_changed())
+        self._preparer.ready(worker)
         self._residents.attend_all()
 
     def worker_lost(self, worker: Worker, blame: Blame) -> None:

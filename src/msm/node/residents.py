@@ -26,8 +26,8 @@ from msm.node.wishes import wishes
 from msm.node.workers import Workers
 from msm.planning.moves import Dedicate, Load, Move, Rejection, Retire, Unload
 from msm.planning.picture import CopyView, Picture, Wanted, WorkerView
-from msm.planning.residency import plan
 from msm.planning.recovery import Blame
+from msm.planning.residency import plan
 from msm.planning.routing import Endpoint
 from msm.resources.meta import ObjectKey
 from msm.resources.serving import Model, VersionKey

@@ -62,6 +62,9 @@ class LoadOrder(msgspec.Struct, frozen=True):
     predict_s: float | None
 
 
+PREPARE_S = 60.0  # importing a large library from a cold disk
+
+
 class _Refusal(msgspec.Struct, frozen=True):
     error: str = "no reason was given"
     reason: str = "load_failed"
@@ -105,6 +108,12 @@ class WorkerClient:
         if answer.status == 200:
             return _decode(_loaded, answer, self._worker)
         raise _load_failure(answer)
+
+    async def prepare(self, name: str) -> None:
+        """Have the worker import the libraries of a format; serving goes on meanwhile."""
+        answer = await self._http.call("POST", f"/v2/repository/formats/{quote(name)}/prepare", {}, timeout_s=PREPARE_S)
+        if answer.status != 200:
+            raise Unavailable(_read_refusal(answer).error)
 
     async def unload(self, key: VersionKey, *, drain_s: float) -> None:
         """Returns when the memory is given back. Unknown versions count as unloaded."""

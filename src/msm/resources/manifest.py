@@ -53,10 +53,10 @@ def load(text: str | bytes, *, source: str = "") -> list[Located]:
         trees = _documents(_decoded(text))
     except SyntaxFault as fault:
         raise InvalidInput(
-            f"{name}line {fault.line}: {fault.message}", problems=[("$", f"line {fault.line}: {fault.message}")]
+            f"{name}line {fault.line}: {fault.message}", problems=[("$", f"{name}line {fault.line}: {fault.message}")]
         ) from fault
     if not trees:
-        raise InvalidInput(f"{name}the manifest holds no resource", problems=[("$", "the text is empty")])
+        raise InvalidInput(f"{name}the manifest holds no resource", problems=[("$", f"{name}the text is empty")])
     found: list[Located] = []
     problems: list[tuple[str, str]] = []
     for number, tree in enumerate(trees, 1):

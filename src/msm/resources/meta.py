@@ -17,7 +17,7 @@ RESERVED_NAMES = frozenset({"v1", "v2", "health", "admin", "repository", "models
 MAX_LABELS = 64
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-fA-F]{64}\Z")]
 
 
 def is_name(text: str) -> bool:

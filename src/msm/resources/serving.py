@@ -39,7 +39,7 @@ class VersionSpec(Base, frozen=True):
     """One immutable version: the artifact and how to run it.
 
     `format` and `signature` are found by looking at the artifact when they are not given. `digest` is
-    recorded at the first fetch when it is not given. `trusted` allows formats that run code while loading
+    recorded at the first fetch when it is not given, and kept in lower case. `trusted` allows formats that run code while loading
     (pickle, joblib, Python classes).
     """
 
@@ -50,6 +50,10 @@ class VersionSpec(Base, frozen=True):
     trusted: bool = False
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     signature: Signature | None = None
+
+    def __post_init__(self) -> None:
+        if self.digest is not None and self.digest != self.digest.lower():
+            msgspec.structs.force_setattr(self, "digest", self.digest.lower())  # the same digest, written otherwise
 
 
 class SplitEntry(Base, frozen=True):

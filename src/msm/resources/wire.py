@@ -98,7 +98,7 @@ class ProgressReport(Base, frozen=True):
 class RollbackRequest(Base, frozen=True):
     """The generation whose spec is to become the newest; None: the one before the newest."""
 
-    to: int | None = None
+    to: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] | None = None
 
 
 class Fault(Base, frozen=True):

@@ -16,6 +16,7 @@ from msm.runtime.http1 import Request, json_answer, plain_refusal
 from msm.runtime.repository import LoadSpec, Repository
 
 _PREFIX: Final = b"/v2/repository/models/"
+_FORMATS: Final = b"/v2/repository/formats/"
 _DRAIN_S: Final = 30.0
 T = TypeVar("T")
 
@@ -43,6 +44,9 @@ class ControlApp:
             request.respond(json_answer(200, self._live()))
         elif path == b"/v2/repository/index" and method == b"POST":
             request.respond(json_answer(200, [msgspec.to_builtins(entry) for entry in self._repository.index()]))
+        elif path.startswith(_FORMATS) and path.endswith(b"/prepare") and method == b"POST":
+            name = path[len(_FORMATS) : -len(b"/prepare")].decode("latin-1")
+            request.task = self._tasks.start(f"prepare {name}", _answer(request, self._prepare(name)))
         elif path.startswith(_PREFIX) and method == b"POST":
             self._change(request, path[len(_PREFIX) :])
         else:
@@ -76,6 +80,10 @@ class ControlApp:
 
     async def _load(self, target: str, spec: LoadSpec) -> object:
         return msgspec.to_builtins(await self._repository.load(target, spec))
+
+    async def _prepare(self, name: str) -> object:
+        await self._repository.prepare(name)
+        return {}
 
     async def _unload(self, target: str, drain_s: float) -> object:
         await self._repository.unload(target, drain_s)

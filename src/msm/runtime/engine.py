@@ -178,10 +178,13 @@ class Engine:
         queue = self._queue
         count = batching.cut((job.shape for job in queue), self.settings.limits)
         jobs: list[Job] = []
+        now = self._shell.loop.time()
         for _ in range(count):
             job = queue.popleft()
             if job.abandoned:
                 self._settle(job)
+            elif job.deadline <= now:
+                self._fail(job, self._late())
             else:
                 jobs.append(job)
         return jobs

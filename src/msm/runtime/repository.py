@@ -153,6 +153,10 @@ class Repository:
         log.info("loaded", extra={"target": target, "format": loaded.format, "seconds": round(seconds, 4)})
         return result
 
+    async def prepare(self, name: str) -> None:
+        """Import what loads of a format will need. Raises Unsupported for an unknown format."""
+        await self._loaders.call(lambda: formats.prepare(name))
+
     async def unload(self, target: str, drain_s: float) -> None:
         """Stop serving a version; return when its last request is answered and its memory is given back.
 

@@ -95,7 +95,10 @@ class Node:
         gc.freeze()  # what was just read lives long: full collections must not walk it on the event loop
 
         ads = AdsServer(World())
-        publisher = Publisher(ads, Translator(Shared(rescue_socket=str(config.rescue_socket))), self._report)
+        publisher = Publisher(
+            ads, Translator(Shared(rescue_socket=str(config.rescue_socket))), self._report, self._clock
+        )
+        self._tasks.start("remove clusters", publisher.run())
         traffic = TrafficController(
             view, publisher, catalog, copies_of=lambda key: agent.copies_of(key), tasks=self._tasks, report=self._report
         )

@@ -37,16 +37,35 @@ SERVER_SCOPE = "~server"
 API_SCOPE = "~api"
 UNKNOWN_SCOPE = "~unknown"
 
+SCOPE_HEADER = "x-msm-scope"
+SCOPE_SEPARATOR = "/"
+SCOPE_INDEX = 3
+"""The scope is the element at this index of the header: of a path "/v2/models/iris/infer", say, "iris"."""
+
 SERVICE_HEADER = "x-msm-service"
 VERSION_HEADER = "x-msm-version"
+NAMESPACE_HEADER = "msm-namespace"
 TARGET_HEADER = "x-msm-target"
 ENDPOINT_HEADER = "x-msm-endpoint"
 UNKNOWN_HEADER = "x-msm-unknown"
 RETRIABLE_HEADER = "x-msm-retriable"
 REVISION_HEADER = "x-msm-revision"
-INTERNAL_ANSWER_HEADERS = (SERVICE_HEADER, TARGET_HEADER, ENDPOINT_HEADER, RETRIABLE_HEADER, "endpoint-load-metrics")
+INTERNAL_ANSWER_HEADERS = (
+    SCOPE_HEADER,
+    SERVICE_HEADER,
+    TARGET_HEADER,
+    ENDPOINT_HEADER,
+    RETRIABLE_HEADER,
+    "endpoint-load-metrics",
+)
 """Removed from every answer: they are for the mesh alone."""
 
 EXT_AUTHZ_FILTER = "envoy.filters.http.ext_authz"
+LUA_FILTER = "envoy.filters.http.lua"
 UNKNOWN_FILTER = "msm.unknown"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def scope_key(service: str) -> str:
+    """The scope of a service. A service's "namespace/name" has the separator in it, so that becomes a "~"."""
+    return service.replace("/", "~")

@@ -1,8 +1,12 @@
 """The route tables: of one service, of cold services, and of the mesh's own scopes (pure).
 
-Order inside a service's table: the version asked for, any other version (404), the split for requests with a sticky
-key, the split. A route to copies has the activator switched off; a route to a cold version goes to all workers with
-the activator on, which names the endpoint and the target.
+Order inside a service's table: the plain request, the version asked for, any other version (404), the split for
+requests with a sticky key, the split. A route to copies has the activator switched off; a route to a cold version goes to all
+workers with the activator on, which names the endpoint and the target.
+
+The plain request is a small REST call of a warm service by its own path, with nothing that the extraction script would
+have to look at. Its scope is found by the path alone, so its route switches the script off too: a third of the proxy's
+work for the most frequent request.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
 from envoy.type.matcher.v3 import string_pb2
-from envoy.type.v3 import percent_pb2
+from envoy.type.v3 import percent_pb2, range_pb2
 
 from msm.planning.routing import ServicePlan, VersionRoute
+from msm.resources.meta import DEFAULT_NAMESPACE
 from msm.resources.serving import VersionKey
 from msm.xds.clusters import Shared, duration, packed
 from msm.xds.names import (
@@ -29,6 +34,8 @@ from msm.xds.names import (
     COLD_SCOPE,
     EXT_AUTHZ_FILTER,
     INTERNAL_ANSWER_HEADERS,
+    LUA_FILTER,
+    NAMESPACE_HEADER,
     RETRIABLE_HEADER,
     REVISION_HEADER,
     SERVER_SCOPE,
@@ -43,6 +50,7 @@ from msm.xds.names import (
 NOT_SENT = "connect-failure,refused-stream,retriable-headers"
 SENT_OR_NOT = "reset," + NOT_SENT
 RETRIES = 3
+PLAIN_BODY_BYTES = 64 * 1024
 COPY_ATTEMPTS = 2  # attempts on copies before a replay goes to the rescue proxy
 GRPC_NOT_FOUND = "5"
 OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -56,7 +64,7 @@ class Tables:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._known = packed(lua_pb2.LuaPerRoute(disabled=True))
+        self._lua_off = packed(lua_pb2.LuaPerRoute(disabled=True))
         self._authz_off = packed(ext_authz_pb2.ExtAuthzPerRoute(disabled=True))
         self._replayed = retry_policy(SENT_OR_NOT)
         self._not_replayed = retry_policy(NOT_SENT)
@@ -83,6 +91,8 @@ class Tables:
 
     def _service_routes(self, plan: ServicePlan) -> Iterator[Any]:
         versions = {route.key.version: route for route in plan.versions}
+        if plan.warm and plan.key.namespace == DEFAULT_NAMESPACE:
+            yield self._plain(plan, versions)
         asked_as = [(name, name) for name in versions] + [a for a in plan.aliases if a[1] in versions]
         for name, version in asked_as:
             yield self._one_version(plan, versions[version], name)
@@ -94,6 +104,18 @@ class Tables:
         if plan.sticky_header is not None and len(plan.split) > 1:
             yield self._split(plan, versions, sticky=plan.sticky_header)
         yield self._split(plan, versions, sticky=None)
+
+    def _plain(self, plan: ServicePlan, versions: dict[str, VersionRoute]) -> Any:
+        route = self._split(plan, versions, sticky=None)
+        absent = [NAMESPACE_HEADER] + ([plan.sticky_header] if plan.sticky_header is not None else [])
+        conditions = [header_match(name, absent=True) for name in absent]
+        # Without a length, or with a large one, the script looks at the limit.
+        conditions.append(header_match("content-length", below=PLAIN_BODY_BYTES))
+        route.match.CopyFrom(
+            route_components_pb2.RouteMatch(path=f"/v2/models/{plan.service}/infer", headers=conditions)
+        )
+        route.typed_per_filter_config[LUA_FILTER].CopyFrom(self._lua_off)
+        return route
 
     def _one_version(self, plan: ServicePlan, version: VersionRoute, name: str) -> Any:
         route = Route(match=anything([header_match(VERSION_HEADER, exact=name)]))
@@ -164,7 +186,7 @@ class Tables:
             retry_policy=self._replayed if replay else self._not_replayed,
             request_body_buffer_limit={"value": self._shared.replay_limit_bytes},
         )
-        host.typed_per_filter_config[UNKNOWN_FILTER].CopyFrom(self._known)
+        host.typed_per_filter_config[UNKNOWN_FILTER].CopyFrom(self._lua_off)
         return route_pb2.RouteConfiguration(
             name=name, virtual_hosts=[host], response_headers_to_remove=INTERNAL_ANSWER_HEADERS
         )
@@ -224,13 +246,17 @@ def anything(conditions: Iterable[Any] = ()) -> Any:
     return route_components_pb2.RouteMatch(prefix="/", headers=conditions)
 
 
-def header_match(name: str, *, exact: str | None = None, prefix: str | None = None) -> Any:
-    """The header has that value, that beginning, or just is there."""
-    match = route_components_pb2.HeaderMatcher(name=name)
+def header_match(
+    name: str, *, exact: str | None = None, prefix: str | None = None, below: int | None = None, absent: bool = False
+) -> Any:
+    """The header has that value, that beginning, a number below a bound, is absent, or just is there."""
+    match = route_components_pb2.HeaderMatcher(name=name, invert_match=absent)
     if exact is not None:
         match.string_match.CopyFrom(string_pb2.StringMatcher(exact=exact))
     elif prefix is not None:
         match.string_match.CopyFrom(string_pb2.StringMatcher(prefix=prefix))
+    elif below is not None:
+        match.range_match.CopyFrom(range_pb2.Int64Range(start=0, end=below))
     else:
         match.present_match = True
     return match

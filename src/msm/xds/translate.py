@@ -15,7 +15,18 @@ from envoy.config.route.v3 import scoped_route_pb2
 
 from msm.planning.routing import Endpoint, ServicePlan
 from msm.xds.clusters import Shared, assignment, version_cluster_template, workers_cluster
-from msm.xds.names import API_SCOPE, CDS, COLD_SCOPE, EDS, RDS, SERVER_SCOPE, SRDS, UNKNOWN_SCOPE, WORKERS_CLUSTER
+from msm.xds.names import (
+    API_SCOPE,
+    CDS,
+    COLD_SCOPE,
+    EDS,
+    RDS,
+    SERVER_SCOPE,
+    SRDS,
+    UNKNOWN_SCOPE,
+    WORKERS_CLUSTER,
+    scope_key,
+)
 from msm.xds.routes import Tables, cluster_name
 
 Resources = Mapping[str, Mapping[str, bytes]]
@@ -49,6 +60,10 @@ class Translator:
             SRDS: {plan.service: serialized(scope)},
         }
 
+    def emptied(self, cluster: str) -> bytes:
+        """The endpoints of a cluster that has lost all its copies: the rescue proxy alone."""
+        return self._assignment(cluster, ())
+
     def workers(self, endpoints: Iterable[Endpoint]) -> Resources:
         """The cluster of all workers, for requests whose endpoint the activator names and for server-level calls."""
         return {
@@ -80,7 +95,7 @@ def serialized(message: Any) -> bytes:
 
 
 def _key(text: str) -> Any:
-    return scoped_route_pb2.ScopedRouteConfiguration.Key(fragments=[{"string_key": text}])
+    return scoped_route_pb2.ScopedRouteConfiguration.Key(fragments=[{"string_key": scope_key(text)}])
 
 
 def _named_scope(key: str, table: str) -> Any:

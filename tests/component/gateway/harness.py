@@ -223,7 +223,9 @@ class Mesh:
     def new_control(self) -> None:
         """A node process's part, empty as after a start."""
         self.ads = AdsServer(World(), on_refusal=lambda *refusal: self.refusals.append(refusal))
-        self.publisher = Publisher(self.ads, Translator(self.shared), lambda *event: self.events.append(event))
+        self.publisher = Publisher(
+            self.ads, Translator(self.shared), lambda *event: self.events.append(event), SystemClock()
+        )
         self.authz = ActivationService(
             self.activator, hold_s=self.config.hold_s, rescue_socket=str(self.config.rescue_socket)
         )

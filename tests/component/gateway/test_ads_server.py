@@ -13,6 +13,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from msm.control.publisher import Publisher
 from msm.gateway.control_server import ControlServer
+from msm.kit.clock import ManualClock
 from msm.kit.errors import Internal
 from msm.xds.names import CDS, EDS, RDS, SRDS
 from msm.xds.server import SERVICE, AdsServer
@@ -86,8 +87,11 @@ class Node:
             on_refusal=lambda key, reason: self.refusals.append((key, reason)),
             on_connection=self.connections.append,
         )
+        self.clock = ManualClock()
         translator = Translator(Shared("/run/rescue.sock"))
-        self.publisher = Publisher(self.ads, translator, lambda *event: self.events.append(event), deadline_s=0.3)
+        self.publisher = Publisher(
+            self.ads, translator, lambda *event: self.events.append(event), self.clock, deadline_s=0.3
+        )
         self.server = ControlServer(self.path, self.ads)
 
 
@@ -201,6 +205,8 @@ async def test_an_interrupted_publish_leaves_no_orphan(node):
             async with asyncio.timeout(0.1):
                 await node.publisher.publish(plan("iris", {"v1": ["/a"]}))
         await node.publisher.remove("iris")
+    await node.clock.advance(60)
+    await node.publisher.sweep()
     assert "default/iris/v1" not in node.ads.world.of(CDS)
     assert "default/iris/v1" not in node.ads.world.of(EDS)
     assert node.ads.world.problems() == []

@@ -82,7 +82,8 @@ class Connection(asyncio.Protocol):
 
     def identity(self, target: str) -> str:
         model, _, version = target.rpartition("/")
-        return f"x-msm-worker: {self.name}\r\nx-msm-model: {model}\r\nx-msm-version: {version}\r\nx-msm-target: {target}\r\n"
+        names = {"worker": self.name, "model": model, "version": version, "target": target}
+        return "".join(f"x-msm-{name}: {value}\r\n" for name, value in names.items())
 
     def json(self, status: int, value: object, target: str = "", extra: str = "") -> None:
         body = json.dumps(value).encode()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -35,6 +37,15 @@ def recognise(path: Path) -> Format:
     raise Unsupported(
         f"the artifact is of none of the formats {', '.join(known())}, judged by its content", reason="unknown_format"
     )
+
+
+def prepare(name: str) -> None:
+    """Import the libraries of a format, as far as they are installed. Blocks. Raises Unsupported for an unknown one."""
+    if name not in known():
+        raise Unsupported(f"there is no format {name!r}, there are {', '.join(known())}", reason="unknown_format")
+    for library in known()[name].libraries:
+        with suppress(ImportError):
+            import_module(library)
 
 
 def load(path: Path, name: str | None, options: LoadOptions) -> Loaded:

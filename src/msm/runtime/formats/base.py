@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from msm.kit.errors import Forbidden, InvalidInput, LoadFailed, Unsupported
+from msm.runtime.protocols.call import told
 from msm.runtime.protocols.tensors import DTYPES
 from msm.runtime.signature import Signature
 
@@ -62,9 +63,13 @@ class LoadedModel(Protocol):
 
 
 class Format(Protocol):
-    """One way of storing models. The class must be cheap to import: libraries are imported by `load`."""
+    """One way of storing models. The class must be cheap to import: libraries are imported by `load`.
+
+    `libraries` are the modules that `load` imports; a worker imports them beforehand when it is going to need them.
+    """
 
     name: str
+    libraries: tuple[str, ...]
 
     def sniff(self, path: Path) -> bool:
         """Whether the artifact is of this format, judged by its content. Never runs code of the artifact."""
@@ -151,5 +156,5 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
-    told = _INSIDE.sub("model", _FOLDERS.sub("", lines[0][:1000]))
-    return f"{type(error).__name__}: {told[:200]}"
+    line = _INSIDE.sub("model", _FOLDERS.sub("", lines[0][:1000]))
+    return f"{type(error).__name__}: {told(line[:200])}"

@@ -37,6 +37,7 @@ class LightGBMFormat:
     """LightGBM's text format."""
 
     name = "lightgbm"
+    libraries: tuple[str, ...] = ("lightgbm",)
 
     def sniff(self, path: Path) -> bool:
         return any(_looks_like(file) for file in files(path))

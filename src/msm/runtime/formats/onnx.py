@@ -64,6 +64,7 @@ class OnnxFormat:
     """ONNX files, or a folder with one of them and its external data."""
 
     name = "onnx"
+    libraries: tuple[str, ...] = ("onnxruntime",)
 
     def sniff(self, path: Path) -> bool:
         return any(onnx_file.looks_like(file) for file in files(path))

@@ -57,6 +57,7 @@ class PythonFormat:
     """A Python class `Model`."""
 
     name = "python"
+    libraries: tuple[str, ...] = ()
 
     def sniff(self, path: Path) -> bool:
         file = _file(path)

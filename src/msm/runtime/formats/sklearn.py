@@ -86,6 +86,7 @@ class SklearnFormat:
     """Estimators of scikit-learn, stored by skops, joblib or pickle."""
 
     name = "sklearn"
+    libraries: tuple[str, ...] = ("sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble", "skops.io", "joblib")
 
     def sniff(self, path: Path) -> bool:
         return any(_is_skops(file) or _is_pickle(file) for file in files(path))

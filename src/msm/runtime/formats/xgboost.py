@@ -38,6 +38,7 @@ class XGBoostFormat:
     """XGBoost's UBJSON and JSON."""
 
     name = "xgboost"
+    libraries: tuple[str, ...] = ("xgboost",)
 
     def sniff(self, path: Path) -> bool:
         return any(_looks_like(file) for file in files(path))

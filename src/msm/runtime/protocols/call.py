@@ -11,6 +11,7 @@ from msm.kit.errors import InvalidInput
 from msm.runtime.protocols.tensors import Array
 
 MAX_ID: Final = 256
+MAX_NAME: Final = 256
 MAX_TENSORS: Final = 1_000
 MAX_TIMEOUT_S: Final = 86_400.0
 
@@ -49,6 +50,22 @@ def check_id(text: str) -> None:
         raise InvalidInput(f"id must have at most {MAX_ID} characters, all printable", reason="invalid_id")
 
 
+def told(text: str) -> str:
+    """What a stranger wrote, for a sentence of ours: on one line, without control characters, its middle left out."""
+    if len(text) > 200:
+        text = f"{text[:120]}…{text[-60:]}"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidInput for the name of a tensor that is longer than any signature may have."""
+    if len(name) > MAX_NAME:
+        raise InvalidInput(
+            f"input {name[:100]!r}… has a name of {len(name)} characters, at most {MAX_NAME} are allowed",
+            reason="invalid_name",
+        )
+
+
 def check_count(what: str, count: int) -> None:
     """Raises InvalidInput when a request names more tensors than any model has."""
     if count > MAX_TENSORS:
@@ -75,6 +92,7 @@ def timeout_of(parameters: Mapping[str, Any]) -> float | None:
         return None
     if timeout <= 0:
         raise InvalidInput(
-            f"parameter 'timeout' is {timeout}, it must be a number of microseconds above 0", reason="invalid_parameter"
+            f"parameter 'timeout' is {told(str(timeout))}, it must be a number of microseconds above 0",
+            reason="invalid_parameter",
         )
-    return min(float(timeout) / 1e6, MAX_TIMEOUT_S)
+    return float(min(timeout, int(MAX_TIMEOUT_S) * 1_000_000)) / 1e6

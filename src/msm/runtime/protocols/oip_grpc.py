@@ -38,6 +38,7 @@ CONTENTS: Final = {
 # Tags of length-delimited fields of ModelInferResponse.
 _ID: Final = bytes((pb.ModelInferResponse.ID_FIELD_NUMBER << 3 | 2,))
 _RAW: Final = bytes((pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2,))
+_LEAST_S: Final = 1e-6  # no call is answered in less
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 M = TypeVar("M", bound=Message)
 
@@ -84,7 +85,7 @@ def timeout_s(text: bytes) -> float:
     if not digits.isdigit() or len(digits) > 8 or unit not in _UNITS_S:
         raise Internal("header grpc-timeout must be up to 8 digits and a unit of HMSmun", reason="invalid_timeout")
     seconds = int(digits) * _UNITS_S[unit]
-    if seconds <= 0:
+    if seconds < _LEAST_S:
         raise DeadlineExceeded("the deadline of the call was over when it came")
     return min(seconds, call.MAX_TIMEOUT_S)
 
@@ -106,6 +107,7 @@ def decode(message: pb.ModelInferRequest) -> InferenceCall:
         name = item.name
         if name in inputs:
             raise call.duplicate("input", name)
+        call.check_name(name)
         inputs[name] = Sent(item.datatype, _raw(item, raws[index]) if raws else _typed(item))
     if message.id:
         call.check_id(message.id)

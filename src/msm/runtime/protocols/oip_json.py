@@ -90,6 +90,7 @@ def decode(body: bytes, header_length: int | None = None) -> InferenceCall:
     for item in request.inputs:
         if item.name in inputs:
             raise call.duplicate("input", item.name)
+        call.check_name(item.name)
         array, taken = _tensor(item, head, tail, taken)
         inputs[item.name] = Sent(item.datatype, array)
     if tail is not None and taken != len(tail):
@@ -136,7 +137,7 @@ def _explain(error: Exception, body: bytes | memoryview, offset: int) -> Invalid
         reason = "expected_object" if text.startswith("Expected `object`") and "at `" not in text else "invalid_request"
         if "out of range" in text or text.startswith(("Expected `int` ", "Expected `float` ")):
             reason = "value_out_of_range"
-        return InvalidInput(text.replace("`", "'"), reason=reason)
+        return InvalidInput(call.told(text.replace("`", "'")), reason=reason)
     if isinstance(error, UnicodeDecodeError):
         return InvalidInput(f"the JSON holds text that is not UTF-8: {error.reason}", reason="invalid_json")
     found = _OFFSET.search(text)
@@ -180,7 +181,8 @@ def _tensor(item: _Input, head: bytes, tail: memoryview | None, taken: int) -> t
     end = taken + size
     if end > len(tail):
         raise InvalidInput(
-            f"input {item.name!r}: binary_data_size {size} is more than the {len(tail) - taken} bytes that are left",
+            f"input {item.name!r}: binary_data_size {call.told(str(size))} is more than the {len(tail) - taken} bytes "
+            "that are left",
             reason="binary_size_mismatch",
         )
     return tensors.read_binary(item.name, item.datatype, item.shape, tail[taken:end]), end

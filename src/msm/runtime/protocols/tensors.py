@@ -64,7 +64,7 @@ def element_count(shape: Sequence[int], name: str) -> int:
         )
     if shape and min(shape) < 0:
         raise InvalidInput(
-            f"input {name!r} has shape {list(shape)}: a dimension must not be negative",
+            f"input {name!r} has shape {_short(shape)}: a dimension must not be negative",
             reason="negative_dimension",
         )
     count = math.prod(shape)
