@@ -133,8 +133,14 @@ class Gateway:
         self.ads = AdsServer(World())
         self.events: list[tuple[str, str, str]] = []
         self.translator = Translator(Shared(str(self.config.rescue_socket)))
+        clock = SystemClock()
         self.publisher = Publisher(
-            self.ads, self.translator, lambda *event: self.events.append(event), SystemClock(), deadline_s=60
+            self.ads,
+            self.translator,
+            lambda *event: self.events.append(event),
+            clock,
+            deadline_s=60,
+            linger_s=0,
         )
         authz = ActivationService(NothingCold(), hold_s=self.config.hold_s)
         self.control = ControlServer(self.config.xds_socket, self.ads, authz)

@@ -62,7 +62,7 @@ class Connection:
         assert self._reader is not None
         extra = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: mesh\r\ncontent-type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: {self._host}:{self._port}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n{extra}\r\n"
         )
         try:

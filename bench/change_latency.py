@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -25,25 +26,31 @@ def switching(networks: list[Path], to: str) -> dict[str, Any]:
     return declared
 
 
-async def switch(running: Mesh, networks: list[Path], to: str) -> float:
+async def switch(traffic: Connection, api: tuple[Connection, str], manifest_text: bytes, to: str) -> float:
     """Seconds from just before the write is sent to the first answer by the new version."""
-    connection = Connection(running.gateway)
+    writer, token = api
     path = f"/v2/models/{SWITCHED}/infer"
-    write = asyncio.create_task(asyncio.to_thread(running.apply, [switching(networks, to)]))
     began = time.perf_counter()
+    write = asyncio.create_task(writer.post("/api/v1/apply", manifest_text, {"authorization": f"Bearer {token}"}))
     while True:
-        answer = await connection.post(path, BODY)
+        answer = await traffic.post(path, BODY)
         if answer.headers["x-msm-version"] == to:
             took = time.perf_counter() - began
-            await write
-            connection.close()
+            if (written := await write).status != 200:
+                raise RuntimeError(f"the write failed: {written.status} {written.body[:200]!r}")
             return took
         if time.perf_counter() - began > 10:
             raise TimeoutError(f"no answer by {to} within 10 s")
 
 
 async def switches(running: Mesh, networks: list[Path], count: int) -> list[float]:
-    return [await switch(running, networks, "v2" if i % 2 == 0 else "v1") for i in range(count)]
+    traffic, writer = Connection(running.gateway), Connection(running.api)
+    texts = {to: json.dumps(switching(networks, to)).encode() for to in ("v1", "v2")}
+    order = ["v2" if turn % 2 == 0 else "v1" for turn in range(count)]
+    times = [await switch(traffic, (writer, running.token), texts[to], to) for to in order]
+    traffic.close()
+    writer.close()
+    return times
 
 
 def run(quick: bool) -> list[Figure]:
@@ -52,7 +59,8 @@ def run(quick: bool) -> list[Figure]:
         networks = write_networks(Path(folder), models + 2)
         running.apply([manifest(f"m{i}", path, minimum=1) for i, path in enumerate(networks[2:])])
         running.apply([switching(networks, "v1")])
-        running.wait_ready(models + 2, within_s=600)
+        running.wait_ready(models + 1, within_s=900)
+        asyncio.run(switches(running, networks, 2))  # both versions are loaded now
         times = asyncio.run(switches(running, networks, count))
     p50, p99 = (quantile(times, share) * 1000 for share in (0.5, 0.99))
     return [

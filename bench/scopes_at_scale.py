@@ -74,6 +74,7 @@ async def measure(folder: Path, socket: str, registered: int, hot_count: int, ch
             for revision in range(2, changes + 2)
         ]
         flips = [await warmed(running, connection, chosen.choice(cold), socket) for _ in range(changes)]
+        await running.publisher.sweep()
         beyond = resident(running) - clusters
         connection.close()
         assert running.events == [], running.events

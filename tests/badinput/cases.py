@@ -145,7 +145,7 @@ class ManifestCase(_Strict, frozen=True, kw_only=True):
 
 
 class ArtifactCase(_Strict, frozen=True, kw_only=True):
-    """One artifact, made by a generator of `tests.badinput.artifacts` (or at `uri`), and how its version must fail.
+    """One artifact, made by a generator (or at `uri`), and how its version must fail.
 
     It goes through the whole mesh, or straight to the probation process, whose limits can be set low.
     """

@@ -16,13 +16,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.badinput.artifacts import MAKERS, MARK
+from tests.badinput import broken_models, hostile_code, strange_folders
 from tests.badinput.cases import ArtifactCase, read
 from tests.badinput.checks import MOST_SENTENCE, harmless
+from tests.badinput.makers import MARK
 from tests.badinput.mesh import JSON, Doorway, Subject
 from tests.badinput.wire import Answer, request
 
 CASES = read("artifacts", ArtifactCase)
+MAKERS = hostile_code.MAKERS | broken_models.MAKERS | strange_folders.MAKERS
 MEMORY_LIMIT = 64 << 20
 SETTLE_S = 90.0
 

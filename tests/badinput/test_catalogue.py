@@ -8,7 +8,6 @@ from itertools import chain
 
 import pytest
 
-from tests.badinput.artifacts import MAKERS
 from tests.badinput.cases import (
     AdminCase,
     ArtifactCase,
@@ -20,6 +19,7 @@ from tests.badinput.cases import (
     NotYet,
     read,
 )
+from tests.badinput.test_artifacts import MAKERS
 
 ROWS = {"T": 22, "R": 33, "B": 7, "G": 10, "O": 13, "M": 22, "Z": 10, "D": 19}
 HTTP = tuple(chain.from_iterable(read(name, HttpCase) for name in ("http", "rest", "binary")))

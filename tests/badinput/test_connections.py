@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from itertools import chain, repeat
 
 from tests.badinput.bodies import infer_text
+from tests.badinput.checks import rest_error
 from tests.badinput.mesh import GOOD_PATH, JSON, Doorway, Subject, Worker
 from tests.badinput.wire import Line, request
 
@@ -51,6 +53,17 @@ def test_nothing_behind_a_framing_error_is_answered_by_envoy(subject: Subject):
 
 def test_nothing_behind_a_framing_error_is_answered_by_the_worker(worker: Worker):
     framing_error(worker.data)
+
+
+def test_a_body_of_unknown_length_is_ended_at_the_limit(subject: Subject):
+    """T12: 64 MiB are allowed; this one says nothing of its size and would go on."""
+    head = b"POST %b HTTP/1.1\r\nhost: mesh\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    part = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    with subject.gateway.line() as line:
+        answer = line.ask_paced(chain([head % GOOD_PATH.encode()], repeat(part, 300)), every_s=0, within_s=30)
+    assert answer.status == 413, answer.text[:500]
+    assert "67108864" in rest_error(answer)["error"]
+    subject.gateway.serves()
 
 
 def test_500_idle_connections_hold_up_nobody(subject: Subject):

@@ -37,7 +37,7 @@ class GatewayConfig:
     """How the node's Envoy runs.
 
     `hold_s` bounds how long a request may wait for a cold version; it must be longer than the longest load.
-    `stream_window_bytes` bounds a gRPC message that names its model in the body; `buffer_bytes` is what one connection
+    `body_limit_bytes` is what the workers take too. `stream_window_bytes` bounds a gRPC message that names its model in the body; `buffer_bytes` is what one connection
     may buffer, and bounds an OpenAI-style body that names its model over HTTP/1.1. `heap_bytes` bounds Envoy's memory:
     near it, it stops keep-alive and then accepting. The access log is off unless a file is named.
     """
@@ -48,7 +48,7 @@ class GatewayConfig:
     port: int = 8080
     concurrency: int = 1
     hold_s: float = 120.0
-    body_limit_bytes: int = 256 * 2**20
+    body_limit_bytes: int = 64 * 2**20
     stream_window_bytes: int = 16 * 2**20
     buffer_bytes: int = 2**20
     heap_bytes: int = 2 * 2**30

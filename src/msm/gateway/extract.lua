@@ -21,7 +21,7 @@ end
 
 -- Text of a client that is safe inside a message, JSON string or header.
 local function shown(text)
-  return gsub(sub(text, 1, 64), "[^%w%._~:/-]", "?")
+  return gsub(sub(text, 1, 64), "[^%w%%%._~:/-]", "?")
 end
 
 local function is_grpc(headers)
@@ -31,7 +31,7 @@ end
 local function refuse(handle, grpc, status, grpc_status, code, message)
   if grpc then
     handle:respond({[":status"] = "200", ["content-type"] = "application/grpc",
-                    ["grpc-status"] = grpc_status, ["grpc-message"] = message}, "")
+                    ["grpc-status"] = grpc_status, ["grpc-message"] = gsub(message, "%%", "%%25")}, "")
   else
     handle:respond({[":status"] = status, ["content-type"] = "application/json"},
                    '{"error":"' .. gsub(message, '"', '\\"') .. '","code":"' .. code .. '"}\n')
@@ -40,6 +40,10 @@ end
 
 local function bad(handle, grpc, message)
   return refuse(handle, grpc, "400", "3", "invalid_input", message)
+end
+
+local function bad_name(handle, grpc, what)
+  return refuse(handle, grpc, "400", "3", "invalid_name", "the " .. what .. " is not allowed: " .. NAME_RULE)
 end
 
 local function varint(text, at)
@@ -145,15 +149,15 @@ local function finish(handle, name, version, namespace)
     if head then name, version = head, tail end
   end
   if not is_name(name) then
-    return bad(handle, grpc, 'the model name "' .. shown(name) .. '" is not allowed: ' .. NAME_RULE)
+    return bad_name(handle, grpc, 'model name "' .. shown(name) .. '"')
   end
   if version and not is_name(version) then
-    return bad(handle, grpc, 'the version "' .. shown(version) .. '" of model "' .. name .. '" is not allowed: ' .. NAME_RULE)
+    return bad_name(handle, grpc, 'version "' .. shown(version) .. '" of model "' .. name .. '"')
   end
   local scope = name
   if namespace and namespace ~= "default" then
     if not is_name(namespace) then
-      return bad(handle, grpc, 'the namespace "' .. shown(namespace) .. '" is not allowed: ' .. NAME_RULE)
+      return bad_name(handle, grpc, 'namespace "' .. shown(namespace) .. '"')
     end
     name, scope = namespace .. "/" .. name, namespace .. "~" .. name
   end
@@ -191,6 +195,12 @@ function envoy_on_request(handle)
   if length and length > BODY_LIMIT then
     return refuse(handle, is_grpc(headers), "413", "8", "too_large",
                   "the body has " .. length .. " bytes; at most " .. BODY_LIMIT .. " are allowed")
+  end
+  if headers:get("upgrade") then
+    return refuse(handle, is_grpc(headers), "403", "12", "unsupported", "this gateway offers no upgrade to another protocol")
+  end
+  if find(headers:get(":authority") or "", ",", 1, true) then -- Envoy joins several with commas
+    return bad(handle, is_grpc(headers), "several Host headers were sent; one is needed")
   end
   local namespace = headers:get("msm-namespace")
   local name, version = named_in_path(path)

@@ -30,7 +30,7 @@ def _details(*names: str) -> str:
 
 
 REPLIES = (
-    Reply(_details("route_not_found"), f'model "%REQ({SERVICE_HEADER})%" is not registered', "not_found", 5),
+    Reply(_details("route_not_found"), f'model "%REQ({SERVICE_HEADER})%" is not registered', "model_not_found", 5),
     Reply(_details("ext_authz_error"), "the control plane of the mesh cannot be reached", "unavailable", 14),
     Reply("response.code == 413", "the body is larger than the limit", "too_large", 8),
     Reply(_details("no_healthy_upstream"), "no healthy worker holds the model", "unavailable", 14),

@@ -160,12 +160,13 @@ class Agent:
         model = self._desired.by_service(request.service)
         if model is None:
             nearest = self._desired.nearest(request.service)
-            raise NotFound(f"there is no model {request.service!r}{hint(nearest)}", nearest=nearest)
+            message = f"there is no model {request.service!r}{hint(nearest)}"
+            raise NotFound(message, reason="model_not_found", nearest=nearest)
         names = resolve_version(model, request.version)
         if names is None:
             known = [*(version.name for version in model.spec.versions), *model.spec.aliases]
             message = f"model {request.service} has no version or alias {request.version!r}; it has {', '.join(known)}"
-            raise NotFound(message, nearest=known)
+            raise NotFound(message, reason="version_not_found", nearest=known)
         keys = [VersionKey(model.metadata.namespace, model.metadata.name, name) for name in names]
         key, endpoint = await self._make_warm(model, keys, request.deadline_s)
         return Activated(
@@ -323,10 +324,12 @@ class Agent:
         """
         model = self._desired.by_service(service)
         if model is None:
-            raise NotFound(f"there is no model {service!r}", nearest=self._desired.nearest(service))
+            nearest = self._desired.nearest(service)
+            message = f"there is no model {service!r}{hint(nearest)}"
+            raise NotFound(message, reason="model_not_found", nearest=nearest)
         names = [spec.name for spec in model.spec.versions] if version is None else resolve_version(model, version)
         if names is None:
-            raise NotFound(f"model {service} has no version or alias {version!r}")
+            raise NotFound(f"model {service} has no version or alias {version!r}", reason="version_not_found")
         keys = [VersionKey(model.metadata.namespace, model.metadata.name, name) for name in names]
         kept = [key for key in keys if (wanted := self._residents.wanted(key)) is not None and wanted.minimum]
         if kept:

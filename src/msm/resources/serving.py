@@ -39,8 +39,8 @@ class VersionSpec(Base, frozen=True):
     """One immutable version: the artifact and how to run it.
 
     `format` and `signature` are found by looking at the artifact when they are not given. `digest` is
-    recorded at the first fetch when it is not given, and kept in lower case. `trusted` allows formats that run code while loading
-    (pickle, joblib, Python classes).
+    recorded at the first fetch when it is not given, and kept in lower case. `trusted` allows formats that run
+    code while loading (pickle, joblib, Python classes).
     """
 
     name: str

@@ -5,7 +5,7 @@ Requests are manifests or small JSON objects; answers are these, or `ProblemDocu
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 

@@ -6,6 +6,7 @@ second one is what a copy costs in a worker that has other models of its kind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from msm.kit.errors import LoadFailed, MsmError
+from msm.kit.errors import LoadFailed
 from msm.runtime import formats, memory
 from msm.runtime.formats.base import LoadedModel, LoadOptions, zeros
 from msm.runtime.signature import Signature
@@ -21,6 +22,8 @@ from msm.runtime.validate import check_outputs
 
 _RUNS: Final = 5
 _ENOUGH_S: Final = 0.2
+# Native libraries report a failed allocation as an error of their own.
+_NO_MEMORY: Final = re.compile(r"bad[ _]alloc|failed to allocate|unable to allocate|out of memory", re.IGNORECASE)
 
 
 class ProbeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +81,10 @@ def _settled_bytes() -> int:
 
 
 def predict_seconds(model: LoadedModel) -> float | None:
-    """The fastest of some predictions for one row of zeros, None when the model fails on them or takes anything."""
+    """The fastest of some predictions for one row of zeros, None when the model fails on them or takes anything.
+
+    Raises MemoryError when even they do not fit into the limit.
+    """
     signature = model.signature
     if not signature.inputs:
         return None
@@ -90,7 +96,9 @@ def predict_seconds(model: LoadedModel) -> float | None:
             check_outputs(signature, model.predict(dict(inputs)), exact=model.exact_outputs)
         except MemoryError:
             raise
-        except (MsmError, Exception):
+        except Exception as error:
+            if _NO_MEMORY.search(str(error)):
+                raise MemoryError from error
             return None
         times.append(perf_counter() - started)
     return min(times)

@@ -93,7 +93,7 @@ class Catalog:
         """A new generation with the content of generation `to`; None: the newest earlier one that differs.
 
         A deleted object comes back. Raises NotFound for an unknown object or generation; Conflict with reason
-        "nothing_to_roll_back" when nothing would change, "version_immutable" when a version would.
+        "nothing_to_roll_back" when no earlier one differs, "version_immutable" when a version would change.
         """
         author = self._author(who)
 

@@ -1,8 +1,8 @@
 """The route tables: of one service, of cold services, and of the mesh's own scopes (pure).
 
 Order inside a service's table: the plain request, the version asked for, any other version (404), the split for
-requests with a sticky key, the split. A route to copies has the activator switched off; a route to a cold version goes to all
-workers with the activator on, which names the endpoint and the target.
+requests with a sticky key, the split. A route to copies has the activator switched off; a route to a cold version goes
+to all workers with the activator on, which names the endpoint and the target.
 
 The plain request is a small REST call of a warm service by its own path, with nothing that the extraction script would
 have to look at. Its scope is found by the path alone, so its route switches the script off too: a third of the proxy's
@@ -107,10 +107,12 @@ class Tables:
 
     def _plain(self, plan: ServicePlan, versions: dict[str, VersionRoute]) -> Any:
         route = self._split(plan, versions, sticky=None)
-        absent = [NAMESPACE_HEADER] + ([plan.sticky_header] if plan.sticky_header is not None else [])
+        absent = [NAMESPACE_HEADER, "upgrade", *([plan.sticky_header] if plan.sticky_header is not None else [])]
         conditions = [header_match(name, absent=True) for name in absent]
-        # Without a length, or with a large one, the script looks at the limit.
-        conditions.append(header_match("content-length", below=PLAIN_BODY_BYTES))
+        # What the script may refuse is left to it: several hosts (joined with commas), no length or a large one.
+        several = header_match(":authority", absent=True)
+        several.string_match.CopyFrom(string_pb2.StringMatcher(contains=","))
+        conditions += [several, header_match("content-length", below=PLAIN_BODY_BYTES)]
         route.match.CopyFrom(
             route_components_pb2.RouteMatch(path=f"/v2/models/{plan.service}/infer", headers=conditions)
         )
@@ -230,7 +232,7 @@ def unknown_version(plan: ServicePlan, conditions: list[Any], *, grpc: bool) -> 
     if grpc:
         template.text_format_source.inline_string = text
     else:
-        template.json_format.update({"error": text, "code": "not_found"})
+        template.json_format.update({"error": text, "code": "version_not_found"})
         template.content_type = "application/json"
     route = Route(
         match=anything([header_match(VERSION_HEADER), *conditions]),

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
-from msm.control.publisher import Publisher
+from msm.control.publisher import LINGER_S, Publisher
 from msm.gateway.control_server import ControlServer
 from msm.kit.clock import ManualClock
 from msm.kit.errors import Internal
@@ -123,14 +123,38 @@ async def test_a_service_becomes_warm_clusters_first_and_cold_scope_first(node):
         ]  # fmt: skip
         client.log.clear()
         await node.publisher.publish(plan("iris", {"v1": ["/a"], "v2": []}))
-        assert client.log == ["+S iris", "-C default/iris/v2"]
+        assert client.log == ["+S iris", "+E default/iris/v2"]  # no copies: what is replayed in there is rescued
         client.log.clear()
         await node.publisher.publish(plan("iris", {"v1": ["/c"], "v2": []}))
         assert client.log == ["+E default/iris/v1"]
         client.log.clear()
         await node.publisher.remove("iris")
-        assert client.log == ["-S iris", "-C default/iris/v1"]
+        assert client.log == ["-S iris", "+E default/iris/v1"]
     assert node.events == []
+
+
+async def test_clusters_that_nothing_names_linger_and_then_go(node):
+    async with connected(node) as client:
+        await node.publisher.publish(plan("iris", {"v1": ["/a"]}))
+        await node.publisher.publish(plan("iris", {"v1": []}))
+        client.log.clear()
+        await node.clock.advance(LINGER_S - 1)
+        await node.publisher.sweep()
+        assert client.log == []
+        await node.clock.advance(1)
+        await node.publisher.sweep()
+        assert client.log == ["-C default/iris/v1"]
+
+
+async def test_a_cluster_that_is_wanted_again_while_it_lingers_stays(node):
+    async with connected(node) as client:
+        await node.publisher.publish(plan("iris", {"v1": ["/a"]}))
+        await node.publisher.publish(plan("iris", {"v1": []}))
+        client.log.clear()
+        await node.publisher.publish(plan("iris", {"v1": ["/a"]}))
+        await node.clock.advance(2 * LINGER_S)
+        await node.publisher.sweep()
+        assert client.log == ["+E default/iris/v1", "+S iris"]
 
 
 async def test_one_change_sends_nothing_of_other_services(node):

@@ -34,19 +34,28 @@ def request(*headers: bytes, path: bytes = b"/v2/models/iris/infer", body: bytes
         (b"X-MSM-VERSION: v2", b"x-msm-version: v2", b"x-Msm-Version: v2"),
         (b"x-msm-target: default/iris/v2", b"x-msm-target: evil"),
         (b"x-msm-service: other",) * 5,
+        (b"x-msm-scope: ///other",) * 3,
         (b"x-msm-endpoint: /tmp/evil.sock",),
         (b"x-msm-retriable: true",),
         (b"foo: bar\tx-msm-target: evil",),
         (b"x-envoy-upstream-rq-timeout-ms: 1", b"x-envoy-retry-on: 5xx", b"x-envoy-max-retries: 9"),
     ],
 )
-async def test_headers_of_the_mesh_sent_by_a_client_have_no_effect(small, headers):
-    status, _, body = await raw(small, request(*headers))
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (b"/v2/models/iris/infer", {}),
+        (b"/v2/models/iris", {"x-msm-scope": "///iris", "x-msm-service": "iris"}),
+    ],
+    ids=["the plain request", "through the extraction script"],
+)
+async def test_headers_of_the_mesh_sent_by_a_client_have_no_effect(small, path, more, headers):
+    status, _, body = await raw(small, request(*headers, path=path))
     answer = json.loads(body)
     assert status == 200
     assert answer["target"] == "default/iris/v1"
     kept = {name: value for name, value in answer["headers"].items() if name != "x-envoy-external-address"}
-    assert kept == {"x-msm-service": "iris", "x-msm-target": "default/iris/v1"}
+    assert kept == {"x-msm-scope": path.decode(), "x-msm-target": "default/iris/v1"} | more
 
 
 async def test_the_same_holds_for_grpc_metadata(small):
@@ -77,6 +86,8 @@ async def test_a_cold_request_goes_where_the_activator_says_not_where_the_client
         (request(path=b"/v2/models/iris/infer%00"), 400, "invalid_input"),
         (request(body=b"x" * 100_001), 413, "too_large"),
         (b"POST /v2/models/iris/infer HTTP/1.1\r\ncontent-length: 0\r\n\r\n", 400, "invalid_input"),
+        (request(b"host: other"), 400, "invalid_input"),
+        (request(b"connection: upgrade", b"upgrade: websocket"), 403, None),
         (request(b"content-length: 5"), 400, None),
         (request(b"transfer-encoding: chunked"), 400, None),
         (request(b"te x: y"), 400, None),

@@ -33,9 +33,10 @@ def test_it_listens_where_it_is_told_and_is_administered_on_a_private_socket():
 
 
 def test_internal_headers_are_stripped_before_any_filter():
-    (strip,) = manager()["early_header_mutation_extensions"]
-    prefixes = [m["remove_on_match"]["key_matcher"]["prefix"] for m in strip["typed_config"]["mutations"]]
-    assert "x-msm-" in prefixes
+    (own,) = manager()["early_header_mutation_extensions"]
+    *removed, scope = own["typed_config"]["mutations"]
+    assert [m["remove_on_match"]["key_matcher"]["prefix"] for m in removed] == ["x-msm-", "x-envoy-"]
+    assert scope["append"]["header"]["key"] == "x-msm-scope"  # set after everything of that name is gone
 
 
 def test_the_activator_is_asked_between_extraction_and_routing_and_fails_closed():

@@ -12,7 +12,7 @@ def plan(copies: dict[str, int], split: dict[str, int] | None = None, **more) ->
     mirror = more.pop("mirror", None)
     return ServicePlan(
         service=more.pop("service", "iris"),
-        key=ObjectKey("Model", "default", "iris"),
+        key=ObjectKey("Model", more.pop("namespace", "default"), "iris"),
         revision=more.pop("revision", 3),
         versions=tuple(
             VersionRoute(

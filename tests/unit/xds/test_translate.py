@@ -7,10 +7,11 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm.xds.names import CDS, EDS, EXT_AUTHZ_FILTER, RDS, SRDS
+from msm.xds.names import CDS, EDS, EXT_AUTHZ_FILTER, LUA_FILTER, RDS, SRDS
 from msm.xds.snapshot import problems, versioned
 from msm.xds.translate import Shared, Translator
 from tests.unit.xds.plans import plan
@@ -41,6 +42,9 @@ def told(route) -> str:
     conditions = ",".join(
         f"{h.name}={h.string_match.exact or h.string_match.prefix or '*'}" for h in route.match.headers
     )
+    if route.match.path:
+        conditions = " without ".join([route.match.path, *(h.name for h in route.match.headers if h.invert_match)])
+        assert [h.name for h in route.match.headers if not h.invert_match] == ["content-length"]
     if route.HasField("direct_response"):
         destination = str(route.direct_response.status)
     elif route.route.cluster:
@@ -50,6 +54,7 @@ def told(route) -> str:
     return f"{conditions or 'any'} → {destination}{' ask' if asks_activator(route) else ''}"
 
 
+PLAIN = "/v2/models/iris/infer without msm-namespace without upgrade"
 VERSIONS_404 = ["x-msm-version=*,content-type=application/grpc → 404", "x-msm-version=* → 404"]
 
 
@@ -58,7 +63,12 @@ VERSIONS_404 = ["x-msm-version=*,content-type=application/grpc → 404", "x-msm-
     [
         (
             plan({"v1": 1}),
-            ["x-msm-version=v1 → default/iris/v1", *VERSIONS_404, "any → default/iris/v1:100"],
+            [
+                f"{PLAIN} without :authority → default/iris/v1:100",
+                "x-msm-version=v1 → default/iris/v1",
+                *VERSIONS_404,
+                "any → default/iris/v1:100",
+            ],
         ),
         (
             plan(
@@ -68,6 +78,7 @@ VERSIONS_404 = ["x-msm-version=*,content-type=application/grpc → 404", "x-msm-
                 sticky_header="x-u",
             ),
             [
+                f"{PLAIN} without x-u without :authority → default/iris/v2:30 default/iris/v1:70",
                 "x-msm-version=v1 → default/iris/v1",
                 "x-msm-version=v2 → default/iris/v2",
                 "x-msm-version=stable → default/iris/v1",
@@ -89,6 +100,7 @@ VERSIONS_404 = ["x-msm-version=*,content-type=application/grpc → 404", "x-msm-
         (
             plan({"v1": 1, "v2": 0}, sticky_header="x-u"),
             [
+                f"{PLAIN} without x-u without :authority → default/iris/v1:100",
                 "x-msm-version=v1 → default/iris/v1",
                 "x-msm-version=v2 → workers ask",
                 *VERSIONS_404,
@@ -120,7 +132,7 @@ def test_the_weights_and_their_order_are_the_declared_ones(weights, sticky):
     names = [f"v{i}" for i in range(len(weights))]
     split = dict(zip(reversed(names), weights, strict=True))
     made = plan(dict.fromkeys(names, 1), split, sticky_header="x-u" if sticky else None)
-    for route in routes_of(made)[len(names) + 2 :]:
+    for route in (r for r in routes_of(made) if r.route.HasField("weighted_clusters")):
         clusters = route.route.weighted_clusters.clusters
         assert [(c.name, c.weight.value) for c in clusters] == [(f"default/iris/{v}", w) for v, w in split.items()]
         assert [c.request_headers_to_add[0].header.value for c in clusters] == [c.name for c in clusters]
@@ -138,7 +150,7 @@ def test_a_unit_stays_in_the_version_that_grows_while_others_shrink(weights, dat
     def version_of(unit: int, shares: list[int]) -> int:
         split = {f"v{i}": w for i, w in enumerate(shares) if w}
         made = plan(dict.fromkeys([f"v{i}" for i in range(len(shares))], 1), split, sticky_header="x-u")
-        sticky = routes_of(made)[len(shares) + 2]
+        sticky = routes_of(made)[-2 if len(split) > 1 else -1]
         for cluster in sticky.route.weighted_clusters.clusters:
             unit -= cluster.weight.value
             if unit < 0:
@@ -148,6 +160,23 @@ def test_a_unit_stays_in_the_version_that_grows_while_others_shrink(weights, dat
     for unit in range(0, 100, 7):
         if version_of(unit, before) == grown:
             assert version_of(unit, after) == grown
+
+
+def test_only_the_plain_request_of_a_warm_service_skips_the_extraction_script():
+    def skips(route) -> bool:
+        settings = lua_pb2.LuaPerRoute()
+        route.typed_per_filter_config[LUA_FILTER].Unpack(settings)
+        return settings.disabled
+
+    made = plan({"v1": 1, "v2": 1}, aliases=(("stable", "v1"),), sticky_header="x-u")
+    assert [route.match.path for route in routes_of(made) if skips(route)] == ["/v2/models/iris/infer"]
+    assert not any(map(skips, routes_of(plan({"v1": 1, "v2": 0}, {"v1": 90, "v2": 10}))))
+    assert not any(map(skips, routes_of(plan({"v1": 1}, service="team/iris", namespace="team"))))
+
+
+def test_the_scope_of_a_namespaced_service_cannot_be_an_element_of_a_path():
+    resources = TRANSLATOR.service(plan({"v1": 1}, service="team/iris", namespace="team"))
+    assert scope_of(resources).key.fragments[0].string_key == "team~iris"
 
 
 def test_the_sticky_hash_has_the_service_as_its_salt():
