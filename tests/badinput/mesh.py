@@ -66,6 +66,11 @@ class Subject:
         object.__setattr__(self, "gateway", Doorway("gateway", address_of(self.mesh.gateway)))
         object.__setattr__(self, "_declared", self._models())
 
+    @property
+    def probation(self) -> Doorway:
+        """The socket of the process that tries versions: the node is its only caller, except here."""
+        return Doorway("worker", self.mesh.data / "run" / "probe.sock")
+
     def api(
         self,
         method: str,

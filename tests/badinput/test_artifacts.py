@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +16,7 @@ from tests.badinput import broken_models, hostile_code, strange_folders
 from tests.badinput.cases import ArtifactCase, read
 from tests.badinput.checks import MOST_SENTENCE, harmless
 from tests.badinput.makers import MARK
-from tests.badinput.mesh import JSON, Doorway, Subject
+from tests.badinput.mesh import JSON, Subject
 from tests.badinput.wire import Answer, request
 
 CASES = read("artifacts", ArtifactCase)
@@ -119,40 +115,11 @@ def test_a_bad_artifact_fails_with_its_reason_in_the_mesh(
     subject.gateway.serves()
 
 
-# ---- straight to probation
-
-
-@dataclass(frozen=True)
-class Probation:
-    """A probation process by itself."""
-
-    door: Doorway
-    process: subprocess.Popen[bytes]
-
-
-@pytest.fixture(scope="module")
-def probation() -> Iterator[Probation]:
-    with tempfile.TemporaryDirectory(prefix="msm-bad-") as folder:
-        path = Path(folder) / "probe.sock"
-        with (Path(folder) / "log").open("wb") as log:
-            command = [sys.executable, "-m", "msm.runtime.probation", "--socket", str(path)]
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + 60
-            while not path.exists():
-                assert process.poll() is None, (Path(folder) / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield Probation(Doorway("worker", path), process)
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+# ---- straight to the mesh's probation process, with limits of our own
 
 
 @through("probation")
-def test_a_bad_artifact_fails_with_its_reason_in_probation(
-    case: ArtifactCase, probation: Probation, made: dict[str, Path]
-):
+def test_a_bad_artifact_fails_with_its_reason_in_probation(case: ArtifactCase, subject: Subject, made: dict[str, Path]):
     spec = {
         "path": str(made[case.make or ""]),
         "format": case.format,
@@ -161,10 +128,10 @@ def test_a_bad_artifact_fails_with_its_reason_in_probation(
         "timeout_s": case.timeout_s,
         "memory_limit_bytes": MEMORY_LIMIT,
     }
-    with probation.door.line() as line:
+    with subject.probation.line() as line:
         answer = line.ask(request("POST", "/probe", [JSON], json.dumps(spec).encode()), within_s=60)
     assert answer.status == 422, answer.text[:500]
     told = json.loads(answer.body)
     judge(case, told["reason"], told["error"])
     nothing_ran(case, made)
-    assert probation.process.poll() is None
+    subject.gateway.serves()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,9 @@ from tests.badinput.mesh import GOOD_PATH, JSON, Doorway, Subject, Worker
 from tests.badinput.test_grpc import GOOD as GOOD_CALL
 from tests.badinput.wire import Line, request
 
+EXAMPLES = int(os.environ.get("MSM_EXAMPLES", "200"))  # more of them for a long search
 BUDGET = settings(
-    max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 OUR_FAULT = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 GRPC = ("content-type", "application/grpc")

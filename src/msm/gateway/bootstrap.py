@@ -37,9 +37,10 @@ class GatewayConfig:
     """How the node's Envoy runs.
 
     `hold_s` bounds how long a request may wait for a cold version; it must be longer than the longest load.
-    `body_limit_bytes` is what the workers take too. `stream_window_bytes` bounds a gRPC message that names its model in the body; `buffer_bytes` is what one connection
-    may buffer, and bounds an OpenAI-style body that names its model over HTTP/1.1. `heap_bytes` bounds Envoy's memory:
-    near it, it stops keep-alive and then accepting. The access log is off unless a file is named.
+    `body_limit_bytes` is what the workers take too. `stream_window_bytes` bounds a gRPC message that names its model
+    in the body; `buffer_bytes` is what one connection may buffer, and bounds an OpenAI-style body that names its model
+    over HTTP/1.1. `heap_bytes` bounds Envoy's memory: near it, it stops keep-alive and then accepting. The access log
+    is off unless a file is named.
     """
 
     run_dir: Path
