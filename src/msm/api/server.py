@@ -9,11 +9,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import uvicorn
 
 from msm.api.app import Application
 from msm.kit.errors import Conflict, InvalidInput, Unavailable
+from msm.kit.ports import listener_of
 
 GRACE_S = 2
 BACKLOG = 512
@@ -85,7 +85,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise Conflict(
-                f"port {port} on {host} is taken{_by_whom(port)}; choose another", reason="port_taken"
+                f"port {port} on {host} is taken by {listener_of(port)}; choose another", reason="port_taken"
             ) from error
         if error.errno in (errno.EADDRNOTAVAIL, errno.EACCES):
             raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
@@ -107,14 +107,3 @@ def bind_unix(path: Path) -> socket.socket:
         raise Unavailable(f"cannot listen on a unix socket of the data directory: {error.strerror}") from error
     listener.setblocking(False)
     return listener
-
-
-def _by_whom(port: int) -> str:
-    """ " by NAME (process N)" when this user may know it; the operator who starts a node has to."""
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr[1:] == (port,):
-                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        return ""
-    return ""

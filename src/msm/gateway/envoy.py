@@ -24,6 +24,7 @@ import psutil
 from msm.gateway.bootstrap import GatewayConfig, bootstrap
 from msm.kit.clock import Clock
 from msm.kit.errors import Conflict, Internal, Unavailable
+from msm.kit.ports import listener_of
 from msm.kit.tasks import backoff_s
 from msm.observe.logs import get_logger
 
@@ -88,19 +89,7 @@ def check_port(address: str, port: int) -> None:
         except PermissionError as error:
             raise Conflict(f"port {port} is reserved: this user may not listen on it") from error
         except OSError as error:
-            raise Conflict(f"port {port} is taken by {_listener_of(port)}") from error
-
-
-def _listener_of(port: int) -> str:
-    for connection in psutil.net_connections("tcp"):
-        if not connection.laddr or connection.status != psutil.CONN_LISTEN or connection.pid is None:
-            continue
-        if connection.laddr.port == port:
-            try:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-            except psutil.Error:
-                break
-    return "another process"
+            raise Conflict(f"port {port} is taken by {listener_of(port)}") from error
 
 
 class EnvoyProcess:
