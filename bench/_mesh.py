@@ -59,14 +59,17 @@ class Mesh:
         listed = self.call("GET", "/models").json()
         return listed["items"] if isinstance(listed, dict) else listed
 
-    def wait_valid(self, *, within_s: float) -> None:
-        """Until every version of every model was fetched and measured; fails when one did not pass."""
+    def wait_valid(self, *, within_s: float, of: str | None = None) -> None:
+        """Until every version of every model (or of one) was fetched and measured; fails when one did not pass."""
         deadline = time.monotonic() + within_s
         while True:
-            phases = [v["phase"] for m in self.models() for v in (m.get("status") or {}).get("versions", {}).values()]
+            models = [model for model in self.models() if of in (None, model["metadata"]["name"])]
+            found = [(model.get("status") or {}).get("versions", {}) for model in models]
+            phases = [version["phase"] for versions in found for version in versions.values()]
             if "Failed" in phases:
                 raise RuntimeError("a version failed")
-            if len(phases) >= len(self.models()) and all(phase == "Valid" for phase in phases):
+            declared = sum(len(model["spec"]["versions"]) for model in models)
+            if len(phases) >= declared and all(phase == "Valid" for phase in phases):
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{phases.count('Valid')} of {len(phases)} versions are valid after {within_s} s")

@@ -63,7 +63,7 @@ def wait_for_version(running: Mesh, path: str, version: str, *, within_s: float 
 async def test_a_split_is_kept_and_sums_up(running: Mesh, network: Path, other_network: Path):
     spec = declared("shared-out", {"v1": network, "v2": other_network}, traffic=split(v1=80, v2=20))
     running.apply([spec])
-    running.wait_valid(within_s=30)
+    running.wait_valid(within_s=30, of="shared-out")
     counted = versions_of(await ask_many(running, "/v2/models/shared-out/infer", 1000))
     # Binomial with n = 1000, p = 0.2: five standard deviations are 63.
     assert abs(counted["v2"] - 200) < 64
@@ -80,7 +80,7 @@ async def test_growing_a_weight_moves_nobody_who_was_already_on_it(running: Mesh
     async def assignment(v2: int) -> dict[int, str]:
         traffic = {**split(v1=100 - v2, v2=v2), **sticky}
         running.apply([declared("sticky", versions, traffic=traffic)])
-        running.wait_valid(within_s=30)
+        running.wait_valid(within_s=30, of="sticky")
         await asyncio.sleep(0.5)  # the new weights are in force well before
         twice = await ask_many(running, "/v2/models/sticky/infer", 400, lambda i: user(i % 200))
         versions_of(twice)
@@ -104,7 +104,7 @@ def test_a_version_is_reached_by_path_by_alias_and_not_by_a_forged_header(
     running.apply(
         [declared("named", {"v1": network, "v2": other_network}, aliases={"old": "v1"}, traffic=split(v2=100))]
     )
-    running.wait_valid(within_s=30)
+    running.wait_valid(within_s=30, of="named")
     paths = {
         "/v2/models/named/infer": "v2",
         "/v2/models/named/versions/v1/infer": "v1",

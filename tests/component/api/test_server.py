@@ -166,7 +166,7 @@ async def test_a_taken_port_is_told_with_who_has_it():
         with pytest.raises(Conflict) as caught:
             bind_tcp("127.0.0.1", port)
     assert f"port {port} on 127.0.0.1 is taken" in caught.value.message
-    assert f"process {os.getpid()}" in caught.value.message
+    assert f"pid {os.getpid()}" in caught.value.message
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])

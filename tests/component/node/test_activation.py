@@ -71,7 +71,7 @@ async def test_unknown_names_are_answered_with_what_there_is(node: Node, models:
     with pytest.raises(NotFound, match="no version or alias 'v9'; it has v1"):
         await node.activate("flower", "v9")
     with pytest.raises(NotFound):
-        await node.agent.rescue("default/flower/v9")
+        await node.agent.rescue("default/flower/v9", 0)
 
 
 async def test_a_version_that_failed_its_trial_answers_with_the_reason_at_once(node: Node, tmp_path: Path):
@@ -135,7 +135,7 @@ async def test_a_request_whose_copy_was_lost_is_rescued(node: Node, models: Path
     await behind.unload(VersionKey.parse(activated.target), drain_s=0.0)
     await behind.close()
     assert (await infer(activated, [[1.0, 2.0, 3.0, 4.0]])).status_code == 503
-    socket = await node.agent.rescue(activated.target)
+    socket = await node.agent.rescue(activated.target, 0)
     assert node.told("CopyLost", "lost")
     assert socket.endswith(".sock")
     assert node.routed("lost")
