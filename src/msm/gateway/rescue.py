@@ -14,11 +14,12 @@ from msm.gateway.activation import Activator
 from msm.gateway.answers import error_answer
 from msm.gateway.messages import AnswerReader, Request, RequestReader, raw_answer
 from msm.kit.errors import DeadlineExceeded, Internal, MsmError, Unavailable
+from msm.kit.tasks import backoff_s
 from msm.observe.logs import get_logger
 from msm.xds.names import TARGET_HEADER
 
 CHUNK = 256 * 1024
-CONNECT_ATTEMPTS = 3
+CONNECT_ATTEMPTS = 12  # 3.5 s in all: longer than it takes to see that a worker is gone
 log = get_logger("rescue")
 
 
@@ -111,12 +112,13 @@ class RescueProxy:
 
     async def _reach(self, target: str, deaths: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a worker that holds `target`. One that cannot be connected to has just died: ask again."""
-        for _ in range(CONNECT_ATTEMPTS):
+        for attempt in range(CONNECT_ATTEMPTS):
             socket = await self._ask(target, deaths)
             try:
                 return await asyncio.open_unix_connection(socket, limit=CHUNK)
             except OSError as error:
                 log.info("a worker named for a rescue cannot be reached", target=target, error=repr(error))
+                await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=0.5))
         raise Unavailable(f"the workers that hold {target} cannot be reached")
 
     async def _ask(self, target: str, deaths: int) -> str:

@@ -79,6 +79,7 @@ async def test_a_version_that_kills_its_workers_gets_its_own_process_and_then_no
     (alone,) = node.routed("killer")
     assert alone.startswith("d")
     assert (await infer(activated, GOOD)).status_code == 200
+    await node.all_ready()  # the one that it ended last is replaced
     shared = [node.pid("w0"), node.pid("w1")]
     for _ in range(3):
         await crash(node, "killer")
