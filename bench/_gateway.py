@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from msm.control.publisher import Publisher
-from msm.gateway.activation import ActivationService
+from msm.gateway.activation import ActivationServer
 from msm.gateway.bootstrap import GatewayConfig, typed
 from msm.gateway.control_server import ControlServer
 from msm.gateway.envoy import EnvoyProcess, find_binary
@@ -142,8 +142,8 @@ class Gateway:
             deadline_s=60,
             linger_s=0,
         )
-        authz = ActivationService(NothingCold(), hold_s=self.config.hold_s)
-        self.control = ControlServer(self.config.xds_socket, self.ads, authz)
+        self.activation = ActivationServer(self.config.activation_socket, NothingCold(), hold_s=self.config.hold_s)
+        self.control = ControlServer(self.config.xds_socket, self.ads)
         self.envoy = EnvoyProcess(self.config, clock, lambda *event: self.events.append(event))
 
 
@@ -151,6 +151,7 @@ class Gateway:
 async def gateway(folder: Path, cores: set[int]) -> AsyncIterator[Gateway]:
     """A gateway whose Envoy runs on `cores`."""
     made = Gateway(folder)
+    await made.activation.start()
     await made.control.start()
     try:
         with on_cores(cores):
@@ -160,6 +161,7 @@ async def gateway(folder: Path, cores: set[int]) -> AsyncIterator[Gateway]:
     finally:
         await made.envoy.stop(drain_s=0)
         await made.control.stop()
+        await made.activation.stop()
 
 
 def plan(service: str, socket_path: str | None, *, revision: int = 1, weights: tuple[int, ...] = (100,)) -> ServicePlan:

@@ -1,22 +1,21 @@
 """Holds requests for cold versions: Envoy asks here, the activator makes a copy ready, the request goes on.
 
-Envoy's external authorisation call carries the question. The answer names the endpoint and the target in headers, or is
-the exact error in the caller's protocol. A client that hangs up cancels its call and so its wait.
+Envoy's external authorisation call carries the question, one HTTP/1.1 request on a unix socket for each request that is
+held. The answer names the endpoint and the target in headers, or is the exact error in the caller's protocol. A client
+that hangs up makes Envoy close the connection, which cancels the wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
 from functools import lru_cache
-from typing import Any, Protocol
-
-import grpc
-from envoy.config.core.v3 import base_pb2
-from envoy.service.auth.v3 import external_auth_pb2
-from envoy.type.v3 import http_status_pb2
-from google.rpc import status_pb2
+from pathlib import Path
+from typing import Final, Protocol
 
 from msm.gateway.answers import ErrorAnswer, error_answer, is_grpc
+from msm.gateway.local_replies import disguised
+from msm.http.head import headers_known
+from msm.http.server import Listener, Request, bytes_answer, plain_refusal
 from msm.kit.errors import Internal, MsmError
 from msm.observe.logs import get_logger
 from msm.planning.activation import Activated, ActivationRequest
@@ -29,11 +28,18 @@ from msm.xds.names import (
     VERSION_HEADER,
 )
 
-__all__ = ["Activated", "ActivationRequest", "ActivationService", "Activator", "denied"]
+__all__ = ["Activated", "ActivationRequest", "ActivationServer", "Activator", "allowed", "denied"]
 
-SERVICE = "envoy.service.auth.v3.Authorization"
-PERMISSION_DENIED = 7
 MARGIN_S = 0.5  # the activator's deadline lies this much before Envoy's, so that its own error is what is told
+REMAINING_HEADER = "x-envoy-expected-rq-timeout-ms"  # what Envoy's own limit leaves, also when it asks again
+UPSTREAM_TIMEOUT_HEADER = "x-envoy-upstream-rq-timeout-ms"
+RETRY_ON_HEADER = "x-envoy-retry-on"
+TO_UPSTREAM = (ENDPOINT_HEADER, TARGET_HEADER, UPSTREAM_TIMEOUT_HEADER, RETRY_ON_HEADER)
+"""Headers of a permission that go on with the request."""
+TO_CLIENT = ("content-type", "grpc-status", "retry-after")
+"""Headers of a refusal that the caller gets."""
+MOST_BODY: Final = 1024  # the question is asked without the body of the request
+_KNOWN: Final = headers_known(SERVICE_HEADER, UNKNOWN_HEADER, VERSION_HEADER, REMAINING_HEADER)
 log = get_logger("activation")
 
 
@@ -53,87 +59,97 @@ class Activator(Protocol):
         ...
 
 
-class ActivationService:
-    """Envoy's `Authorization.Check`, answered by an `Activator`."""
+class ActivationServer:
+    """Answers Envoy's questions on the unix socket `path` by an `Activator`. `holding` counts those that wait."""
 
-    def __init__(self, activator: Activator, *, hold_s: float, rescue_socket: str | None = None) -> None:
+    def __init__(self, path: Path, activator: Activator, *, hold_s: float, rescue_socket: str | None = None) -> None:
+        self._path = path
         self._activator = activator
         self._hold_s = hold_s
         self._rescue_socket = rescue_socket
-        self.holding = 0
+        self._listener = Listener(self._handle, plain_refusal, MOST_BODY, _KNOWN)
+        self._server: asyncio.Server | None = None
+        self._checks: set[asyncio.Task[None]] = set()
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add this service to a gRPC server that has not been started yet."""
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._check,
-            request_deserializer=external_auth_pb2.CheckRequest.FromString,
-            response_serializer=bytes,
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Check": handler}),))
+    @property
+    def holding(self) -> int:
+        return len(self._checks)
 
-    async def _check(self, request: Any, context: Any) -> bytes:
-        question = self._question(request, context)
-        self.holding += 1
+    async def start(self) -> None:
+        """Begin to serve. A socket file that a dead process left behind is replaced."""
+        self._path.unlink(missing_ok=True)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._listener.connect, str(self._path), backlog=4096)
+        self._path.chmod(0o600)
+
+    async def stop(self) -> None:
+        """End all waits. Requests that are held stay held: Envoy asks again when a server is back."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        self._listener.abort()
+        for check in self._checks:
+            check.cancel()
+        if self._checks:
+            await asyncio.wait(self._checks)
+
+    def _handle(self, request: Request) -> None:
+        request.task = check = asyncio.get_running_loop().create_task(self._check(request))
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
+
+    async def _check(self, request: Request) -> None:
+        question = self._question(request.headers)
         try:
-            return allowed(await self._activator.activate(question), self._rescue_socket)
+            answer = allowed(await self._activator.activate(question), self._rescue_socket)
         except MsmError as error:
-            return denied(error_answer(error), grpc_caller=question.grpc)
+            answer = denied(error_answer(error), grpc_caller=question.grpc)
         except Exception:
             log.exception("an activation failed", service=question.service)
             broken = Internal(f"activating model {question.service} failed; the log of the node says why")
-            return denied(error_answer(broken), grpc_caller=question.grpc)
-        finally:
-            self.holding -= 1
+            answer = denied(error_answer(broken), grpc_caller=question.grpc)
+        request.respond(answer)
 
-    def _question(self, request: Any, context: Any) -> ActivationRequest:
-        headers = request.attributes.request.http.headers
-        remaining = context.time_remaining()
-        deadline = self._hold_s if remaining is None else min(self._hold_s, remaining)
+    def _question(self, headers: dict[bytes, bytes]) -> ActivationRequest:
+        def text(name: str) -> str:
+            return headers.get(name.encode(), b"").decode("latin-1")
+
+        remaining = text(REMAINING_HEADER)
+        deadline = min(self._hold_s, int(remaining) / 1000) if remaining.isdigit() else self._hold_s
         return ActivationRequest(
-            service=headers.get(UNKNOWN_HEADER) or headers.get(SERVICE_HEADER, ""),
-            version=headers.get(VERSION_HEADER) or None,
-            grpc=is_grpc(headers.get("content-type", "")),
+            service=text(UNKNOWN_HEADER) or text(SERVICE_HEADER),
+            version=text(VERSION_HEADER) or None,
+            grpc=is_grpc(text("content-type")),
             deadline_s=max(0.0, deadline - MARGIN_S),
         )
 
 
 @lru_cache(maxsize=1024)
 def allowed(activated: Activated, rescue_socket: str | None) -> bytes:
-    """The permission to go on, serialized: hundreds who waited for one copy get the same."""
+    """The permission to go on, whole: hundreds who waited for one copy get the same."""
     # Envoy tries the endpoints of the list in order, one an attempt: behind the worker stands the rescue proxy.
     sockets = [activated.socket, *([rescue_socket] if rescue_socket else [])]
-    headers = [(ENDPOINT_HEADER, ",".join(sockets)), (TARGET_HEADER, activated.target)]
+    headers = {ENDPOINT_HEADER: ",".join(sockets), TARGET_HEADER: activated.target}
     if activated.timeout_s is not None:
-        headers.append(("x-envoy-upstream-rq-timeout-ms", str(round(activated.timeout_s * 1000))))
+        headers[UPSTREAM_TIMEOUT_HEADER] = str(round(activated.timeout_s * 1000))
     if activated.replay:
-        headers.append(("x-envoy-retry-on", "reset"))
-    answer = [] if activated.revision is None else [(REVISION_HEADER, str(activated.revision))]
-    response = external_auth_pb2.CheckResponse(
-        status=status_pb2.Status(),
-        ok_response=external_auth_pb2.OkHttpResponse(
-            headers=_headers(headers), response_headers_to_add=_headers(answer)
-        ),
-    )
-    return bytes(response.SerializeToString())
+        headers[RETRY_ON_HEADER] = "reset"
+    if activated.revision is not None:
+        headers[REVISION_HEADER] = str(activated.revision)
+    return bytes_answer(200, b"text/plain", b"", _lines(headers))
 
 
 def denied(answer: ErrorAnswer, *, grpc_caller: bool) -> bytes:
-    """The refusal of a request, serialized. Envoy turns the body into grpc-message for a gRPC caller."""
-    headers = [("grpc-status", str(answer.grpc_status))] if grpc_caller else [("content-type", "application/json")]
-    if answer.retry_after is not None and not grpc_caller:
-        headers.append(("retry-after", answer.retry_after))
-    body = answer.message if grpc_caller else answer.body.decode()
-    response = external_auth_pb2.CheckResponse(
-        status=status_pb2.Status(code=PERMISSION_DENIED),
-        denied_response=external_auth_pb2.DeniedHttpResponse(
-            status=http_status_pb2.HttpStatus(code=answer.http_status), headers=_headers(headers), body=body
-        ),
-    )
-    return bytes(response.SerializeToString())
+    """The refusal of a request, whole. Envoy turns the body into grpc-message for a gRPC caller."""
+    status = disguised(answer.http_status)
+    if grpc_caller:
+        return bytes_answer(
+            status, b"application/grpc", answer.message.encode(), _lines({"grpc-status": str(answer.grpc_status)})
+        )
+    wait = {} if answer.retry_after is None else {"retry-after": answer.retry_after}
+    return bytes_answer(status, b"application/json", answer.body, _lines(wait))
 
 
-def _headers(pairs: Iterable[tuple[str, str]]) -> list[Any]:
-    overwrite = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-    return [
-        base_pb2.HeaderValueOption(header={"key": key, "value": value}, append_action=overwrite) for key, value in pairs
-    ]
+def _lines(headers: dict[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")

@@ -7,37 +7,10 @@ from dataclasses import dataclass
 
 import orjson
 
-from msm.kit.errors import (
-    Conflict,
-    DeadlineExceeded,
-    Forbidden,
-    InputTooLarge,
-    Internal,
-    InvalidInput,
-    MsmError,
-    NotFound,
-    Overloaded,
-    Unauthenticated,
-    Unavailable,
-    Unsupported,
-)
+from msm.http.status import grpc_status, http_status, retry_after_s
+from msm.kit.errors import MsmError
 
 GRPC_CONTENT = "application/grpc"
-
-# First match wins, so a class stands before its base.
-STATUS: tuple[tuple[type[MsmError], int, int], ...] = (
-    (InputTooLarge, 413, 8),
-    (InvalidInput, 400, 3),
-    (Unauthenticated, 401, 16),
-    (Forbidden, 403, 7),
-    (NotFound, 404, 5),
-    (Conflict, 409, 10),
-    (Unsupported, 415, 12),
-    (Overloaded, 429, 8),
-    (DeadlineExceeded, 504, 4),
-    (Unavailable, 503, 14),
-    (Internal, 500, 13),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +26,12 @@ class ErrorAnswer:
 
 def error_answer(error: MsmError) -> ErrorAnswer:
     """How `error` is told to a caller of either protocol."""
-    http, grpc = next(((h, g) for kind, h, g in STATUS if isinstance(error, kind)), (500, 13))
-    retry = None
-    if isinstance(error, Overloaded | Unavailable):
-        retry = str(max(1, math.ceil(error.retry_after_s)))
+    wait = retry_after_s(error)
+    retry = None if wait is None else str(max(1, math.ceil(wait)))
     body = orjson.dumps({"error": error.message, "code": error.reason}, option=orjson.OPT_APPEND_NEWLINE)
-    return ErrorAnswer(http, grpc, error.message, body, retry)
+    return ErrorAnswer(http_status(error), grpc_status(error), error.message, body, retry)
 
 
 def is_grpc(content_type: str) -> bool:
     """Whether a caller with this content type speaks gRPC."""
     return content_type.startswith(GRPC_CONTENT)
-
-
-def grpc_message(text: str) -> str:
-    """`text` percent-encoded as the header grpc-message wants it."""
-    return "".join(
-        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in text.encode("utf-8")
-    )

@@ -7,18 +7,22 @@ built once and is read by people.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from msm.gateway.activation import TO_CLIENT, TO_UPSTREAM
 from msm.gateway.local_replies import local_replies
 from msm.resources.meta import NAME_RULE
 from msm.xds.names import (
+    ACTIVATION_CLUSTER,
     API_CLUSTER,
     EXT_AUTHZ_FILTER,
     HTTP_OPTIONS,
     LUA_FILTER,
+    REVISION_HEADER,
     SCOPE_HEADER,
     SCOPE_INDEX,
     SCOPE_SEPARATOR,
@@ -61,6 +65,10 @@ class GatewayConfig:
         return self.run_dir / "xds.sock"
 
     @property
+    def activation_socket(self) -> Path:
+        return self.run_dir / "activation.sock"
+
+    @property
     def admin_socket(self) -> Path:
         return self.run_dir / "envoy-admin.sock"
 
@@ -80,7 +88,7 @@ def bootstrap(config: GatewayConfig) -> str:
         "admin": {"address": {"pipe": {"path": str(config.admin_socket), "mode": 0o600}}},
         "static_resources": {
             "listeners": [_listener(config)],
-            "clusters": [_xds_cluster(config), _api_cluster(config)],
+            "clusters": [_xds_cluster(config), _activation_cluster(config), _api_cluster(config)],
         },
         "dynamic_resources": {"cds_config": _ads(), "ads_config": _ads_config()},
         "stats_config": _stats(),
@@ -225,10 +233,14 @@ def _activation(config: GatewayConfig) -> Json:
     """
     hold = seconds(config.hold_s)
     ask = {
-        "envoy_grpc": {"cluster_name": XDS_CLUSTER, "authority": "msm"},
-        "timeout": hold,
+        "server_uri": {"uri": "http://msm", "cluster": ACTIVATION_CLUSTER, "timeout": hold},
+        "authorization_response": {
+            "allowed_upstream_headers": _exactly(TO_UPSTREAM),
+            "allowed_client_headers": _exactly(TO_CLIENT),
+            "allowed_client_headers_on_success": _exactly((REVISION_HEADER,)),
+        },
         "retry_policy": {
-            "retry_on": "unavailable,reset,connect-failure,refused-stream,gateway-error",
+            "retry_on": "reset,connect-failure,refused-stream",
             "num_retries": 60,
             "retry_back_off": {"base_interval": "0.1s", "max_interval": hold},
         },
@@ -241,9 +253,13 @@ def _activation(config: GatewayConfig) -> Json:
         failure_mode_allow=False,
         status_on_error={"code": "ServiceUnavailable"},
         allowed_headers={"patterns": [{"prefix": "x-msm-"}, {"exact": "content-type"}]},
-        grpc_service=ask,
+        http_service=ask,
     )
     return {"name": EXT_AUTHZ_FILTER, "typed_config": authz}
+
+
+def _exactly(headers: Iterable[str]) -> Json:
+    return {"patterns": [{"exact": header} for header in headers]}
 
 
 def _router() -> Json:
@@ -277,6 +293,10 @@ def _access_log(config: GatewayConfig) -> list[Json]:
 
 
 def _xds_cluster(config: GatewayConfig) -> Json:
+    return _socket_cluster(XDS_CLUSTER, config.xds_socket, {"http2_protocol_options": {}})
+
+
+def _activation_cluster(config: GatewayConfig) -> Json:
     """The node process. Held requests are open calls on it, and all of them may be repeated when it comes back."""
     limits = {
         "max_connections": MANY,
@@ -284,7 +304,7 @@ def _xds_cluster(config: GatewayConfig) -> Json:
         "max_requests": MANY,
         "max_retries": MANY,
     }
-    cluster = _socket_cluster(XDS_CLUSTER, config.xds_socket, {"http2_protocol_options": {}})
+    cluster = _socket_cluster(ACTIVATION_CLUSTER, config.activation_socket, {"http_protocol_options": {}})
     return {**cluster, "circuit_breakers": {"thresholds": [limits]}}
 
 

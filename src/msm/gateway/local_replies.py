@@ -29,6 +29,15 @@ def _details(*names: str) -> str:
     return " || ".join(f"response.code_details == '{name}'" for name in names)
 
 
+# Envoy takes a 5xx of the activator for a broken activator, so those are told as these and told back here.
+DISGUISES = {500: 490, 503: 493, 504: 494}
+
+
+def disguised(status: int) -> int:
+    """The status by which the activator tells Envoy of `status`."""
+    return DISGUISES.get(status, status)
+
+
 REPLIES = (
     Reply(_details("route_not_found"), f'model "%REQ({SERVICE_HEADER})%" is not registered', "model_not_found", 5),
     Reply(_details("ext_authz_error"), "the control plane of the mesh cannot be reached", "unavailable", 14),
@@ -48,7 +57,7 @@ REPLIES = (
 
 def local_replies() -> Json:
     """The `local_reply_config` of the connection manager. The first mapper that matches decides."""
-    mappers = [_as_is()]
+    mappers = [*(_undisguised(status, seen) for status, seen in DISGUISES.items()), _as_is()]
     for reply in REPLIES:
         mappers += [_for_grpc(reply), _for_rest(reply)]
     return {"mappers": mappers}
@@ -57,6 +66,13 @@ def local_replies() -> Json:
 def _condition(expression: str) -> Json:
     kind = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
     return {"extension_filter": {"name": "cel", "typed_config": {"@type": kind, "expression": expression}}}
+
+
+def _undisguised(status: int, seen: int) -> Json:
+    return {
+        "filter": _condition(f"response.code == {seen} && ({_details('ext_authz_denied')})"),
+        "status_code": status,
+    }
 
 
 def _as_is() -> Json:

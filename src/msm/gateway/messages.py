@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 
 import httptools
 
-from msm.gateway.answers import ErrorAnswer, grpc_message, is_grpc
+from msm.gateway.answers import ErrorAnswer, is_grpc
+from msm.http.status import PHRASES, percent_encode
 from msm.kit.errors import InputTooLarge, InvalidInput, Unavailable
-
-REASONS = {
-    400: "Bad Request", 404: "Not Found", 413: "Content Too Large", 429: "Too Many Requests",
-    500: "Internal Server Error", 503: "Service Unavailable", 504: "Gateway Timeout",
-}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -103,14 +99,14 @@ def raw_answer(answer: ErrorAnswer, *, grpc_caller: bool) -> bytes:
             "HTTP/1.1 200 OK",
             "content-type: application/grpc",
             f"grpc-status: {answer.grpc_status}",
-            f"grpc-message: {grpc_message(answer.message)}",
+            f"grpc-message: {percent_encode(answer.message).decode()}",
             "content-length: 0",
             "connection: close",
         ]
         return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
     status = answer.http_status
     lines = [
-        f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}",
+        f"HTTP/1.1 {status} {PHRASES.get(status, 'Error')}",
         "content-type: application/json",
         f"content-length: {len(answer.body)}",
         "connection: close",

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from msm.http.server import json_answer
+from msm.http.status import grpc_status, http_status, percent_encode, retry_after_s
 from msm.kit.errors import InvalidInput, MsmError
 from msm.runtime.batching import Outputs
-from msm.runtime.http1 import json_answer
 from msm.runtime.protocols import oip_grpc, oip_json
 from msm.runtime.protocols.call import InferenceCall
-from msm.runtime.protocols.errors import grpc_status, http_status, retry_after_s
 from msm.runtime.protocols.tensors import Array
 
 RETRIABLE = b"x-msm-retriable: true\r\n"
@@ -100,5 +100,5 @@ def refusal(error: MsmError, headers: bytes, *, grpc: bool, status: int | None =
         body = {"error": error.message, "code": error.reason}
         return json_answer(status or http_status(error), body, headers)
     return b"%b%bgrpc-status: %d\r\ngrpc-message: %b\r\ncontent-length: 0\r\n\r\n" % (
-        _GRPC, headers, grpc_status(error), oip_grpc.percent_encode(error.message),
+        _GRPC, headers, grpc_status(error), percent_encode(error.message),
     )  # fmt: skip

@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import msgspec
 
+from msm.http.server import Request, json_answer, plain_refusal
 from msm.kit.errors import InvalidInput, MsmError, NotFound
 from msm.kit.tasks import Tasks
 from msm.runtime import memory
-from msm.runtime.http1 import Request, json_answer, plain_refusal
 from msm.runtime.repository import LoadSpec, Repository
 
 _PREFIX: Final = b"/v2/repository/models/"

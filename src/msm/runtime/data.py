@@ -15,12 +15,13 @@ from urllib.parse import unquote_to_bytes
 from google.protobuf.message import Message
 
 import msm
+from msm.http.head import headers_known
+from msm.http.server import Request, json_answer
 from msm.kit.errors import InvalidInput, MsmError, NotFound, Unavailable, Unsupported
 from msm.runtime import answers
 from msm.runtime.answers import Origin
 from msm.runtime.batching import Outputs
 from msm.runtime.engine import Engine, Job
-from msm.runtime.http1 import Request, json_answer
 from msm.runtime.protocols import oip_grpc, oip_json
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.protocols.call import InferenceCall
@@ -29,6 +30,8 @@ from msm.runtime.signature import Signature, Tensor
 from msm.runtime.validate import check_inputs, check_wanted
 
 log = logging.getLogger(__name__)
+
+KNOWN_HEADERS: Final = headers_known("x-msm-target", "inference-header-content-length", "grpc-timeout")
 
 NAMESPACE: Final = "default"
 EXTENSIONS: Final = ("binary_tensor_data",)

@@ -25,10 +25,10 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import msgspec  # noqa: E402
 
+from msm.http.server import Listener, Request, json_answer, plain_refusal  # noqa: E402
 from msm.kit.errors import InvalidInput, MsmError, NotFound  # noqa: E402
 from msm.kit.tasks import Tasks  # noqa: E402
 from msm.runtime import logs, memory  # noqa: E402
-from msm.runtime.http1 import Listener, Request, json_answer, plain_refusal  # noqa: E402
 from msm.runtime.measure import ProbeSpec  # noqa: E402
 from msm.runtime.probe import ProbeFailed, probe  # noqa: E402
 from msm.runtime.server import open_socket  # noqa: E402

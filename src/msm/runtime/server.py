@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from msm.http.server import Listener, plain_refusal
 from msm.kit.tasks import Tasks
 from msm.runtime import memory
 from msm.runtime.blackbox import BlackBox
 from msm.runtime.control import ControlApp
-from msm.runtime.data import DataApp
+from msm.runtime.data import KNOWN_HEADERS, DataApp
 from msm.runtime.engine import Shell
-from msm.runtime.http1 import Listener, plain_refusal
 from msm.runtime.repository import Repository
 from msm.runtime.threads import Threads
 
@@ -72,7 +72,7 @@ async def run(options: WorkerOptions) -> None:
         data = DataApp(options.id, repository)
         control = ControlApp(options.id, repository, tasks)
         listeners = (
-            Listener(data.handle, data.refuse, options.max_body_bytes),
+            Listener(data.handle, data.refuse, options.max_body_bytes, KNOWN_HEADERS),
             Listener(control.handle, plain_refusal, options.max_body_bytes),
         )
         sockets = (open_socket(options.data), open_socket(options.control))

@@ -19,7 +19,7 @@ from msm.api import ApiDeps, HttpServer, TokenFile, bind_tcp, bind_unix, create_
 from msm.control.publisher import Publisher
 from msm.control.traffic import TrafficController
 from msm.control.view import CatalogView
-from msm.gateway.activation import ActivationService
+from msm.gateway.activation import ActivationServer
 from msm.gateway.bootstrap import GatewayConfig
 from msm.gateway.control_server import ControlServer
 from msm.gateway.envoy import EnvoyProcess, recorded
@@ -135,8 +135,12 @@ class Node:
         rescue = RescueProxy(config.rescue_socket, agent, limit_bytes=config.body_limit_bytes, hold_s=config.hold_s)
         await rescue.start()
         self._ends.push_async_callback(rescue.stop)
-        activation = ActivationService(agent, hold_s=config.hold_s, rescue_socket=str(config.rescue_socket))
-        control = ControlServer(config.xds_socket, ads, activation)
+        activation = ActivationServer(
+            config.activation_socket, agent, hold_s=config.hold_s, rescue_socket=str(config.rescue_socket)
+        )
+        await activation.start()
+        self._ends.push_async_callback(activation.stop)
+        control = ControlServer(config.xds_socket, ads)
         await control.start()
         self._ends.push_async_callback(control.stop)
         started = await envoy.start()

@@ -28,9 +28,10 @@ ORDER = (CDS, EDS, LDS, SRDS, RDS)
 """The order in which types are sent: what is referred to before what refers to it."""
 
 XDS_CLUSTER = "msm-xds"
+ACTIVATION_CLUSTER = "msm-activation"
 API_CLUSTER = "api"
 WORKERS_CLUSTER = "workers"
-STATIC_CLUSTERS = frozenset({XDS_CLUSTER, API_CLUSTER})
+STATIC_CLUSTERS = frozenset({XDS_CLUSTER, ACTIVATION_CLUSTER, API_CLUSTER})
 
 COLD_SCOPE = "~cold"
 SERVER_SCOPE = "~server"

@@ -18,12 +18,21 @@ from tests.support.served_api import ServedApi
 MSM = str(Path(sys.executable).parent / "msm")
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def following(served: ServedApi, *arguments: str) -> Iterator[Callable[[], str]]:
     """Runs a command and gives its lines one by one; at the end it is interrupted and must end as a command does."""
     environment = {**os.environ, "MSM_HOME": str(served.data_dir), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [MSM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [MSM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_interruptible,  # a shell that starts the tests in its background has it ignored
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from msm.control.publisher import Publisher
-from msm.gateway.activation import Activated, ActivationRequest, ActivationService
+from msm.gateway.activation import Activated, ActivationRequest, ActivationServer
 from msm.gateway.bootstrap import GatewayConfig
 from msm.gateway.control_server import ControlServer
 from msm.gateway.envoy import EnvoyProcess
@@ -226,20 +226,25 @@ class Mesh:
         self.publisher = Publisher(
             self.ads, Translator(self.shared), lambda *event: self.events.append(event), SystemClock()
         )
-        self.authz = ActivationService(
-            self.activator, hold_s=self.config.hold_s, rescue_socket=str(self.config.rescue_socket)
+        self.activation = ActivationServer(
+            self.config.activation_socket,
+            self.activator,
+            hold_s=self.config.hold_s,
+            rescue_socket=str(self.config.rescue_socket),
         )
-        self.control = ControlServer(self.config.xds_socket, self.ads, self.authz)
+        self.control = ControlServer(self.config.xds_socket, self.ads)
         self.rescue = RescueProxy(
             self.config.rescue_socket, self.activator, limit_bytes=64 * 2**20, hold_s=self.config.hold_s
         )
 
     async def start_control(self) -> None:
+        await self.activation.start()
         await self.control.start()
         await self.rescue.start()
 
     async def stop_control(self) -> None:
         await self.control.stop()
+        await self.activation.stop()
         await self.rescue.stop()
         for task in self.activator.running.values():
             task.cancel()

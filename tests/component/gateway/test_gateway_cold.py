@@ -35,7 +35,7 @@ async def test_held_requests_survive_the_flip_with_one_load_each(mesh, publish):
     assert len(mesh.activator.requests) == 2 * HELD
     assert mesh.activator.cancelled == 0
     assert now() - started < 8
-    assert mesh.authz.holding == 0
+    assert mesh.activation.holding == 0
 
 
 async def test_a_held_request_with_a_large_body_arrives_whole(mesh):
@@ -69,14 +69,14 @@ async def test_a_client_that_hangs_up_cancels_its_wait(mesh):
             reader, writer = await asyncio.open_connection("127.0.0.1", mesh.config.port)
             writer.write(b"POST /v2/models/lazy/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n" + BODY[:2])
             waiting.append((reader, writer))
-        await eventually(lambda: mesh.authz.holding == 50)
+        await eventually(lambda: mesh.activation.holding == 50)
         for waiter in waiting:
             if isinstance(waiter, asyncio.Task):
                 waiter.cancel()
             else:
                 waiter[1].close()
         await eventually(lambda: mesh.activator.cancelled == 50)
-    assert mesh.authz.holding == 0
+    assert mesh.activation.holding == 0
     assert len(mesh.activator.requests) == 50
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import urllib.parse
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from msm.gateway.answers import error_answer, grpc_message, is_grpc
+from msm.gateway.answers import error_answer, is_grpc
 from msm.kit import errors
 
 
@@ -35,14 +32,6 @@ def test_each_error_has_its_status_in_both_protocols(error, http, grpc, retry_af
     answer = error_answer(error)
     assert (answer.http_status, answer.grpc_status, answer.retry_after) == (http, grpc, retry_after)
     assert json.loads(answer.body) == {"error": "x", "code": error.reason}
-
-
-@given(st.text())
-def test_a_grpc_message_is_printable_ascii_and_decodes_to_what_it_was(text):
-    text = text.encode("utf-8", "replace").decode()
-    encoded = grpc_message(text)
-    assert all(0x20 <= ord(char) <= 0x7E for char in encoded)
-    assert urllib.parse.unquote(encoded) == text
 
 
 @pytest.mark.parametrize(

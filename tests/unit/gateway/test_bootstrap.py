@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from msm.gateway.bootstrap import GatewayConfig, bootstrap, extraction_script
-from msm.gateway.local_replies import REPLIES, local_replies
+from msm.gateway.local_replies import DISGUISES, REPLIES, local_replies
 from msm.resources.meta import NAME_RULE
 
 CONFIG = GatewayConfig(run_dir=Path("/run/msm"), node_id="n1", port=8080)
@@ -50,8 +50,8 @@ def test_the_activator_is_asked_between_extraction_and_routing_and_fails_closed(
 @pytest.mark.parametrize("hold_s", [1.0, 20.0, 600.0])
 def test_an_attempt_to_ask_the_activator_lasts_as_long_as_the_hold(hold_s):
     """Envoy uses the back-off's maximum as the time-out of one attempt: a shorter one would cancel the wait."""
-    ask = manager(replace(CONFIG, hold_s=hold_s))["http_filters"][2]["typed_config"]["grpc_service"]
-    assert ask["retry_policy"]["retry_back_off"]["max_interval"] == ask["timeout"] == f"{hold_s:g}s"
+    ask = manager(replace(CONFIG, hold_s=hold_s))["http_filters"][2]["typed_config"]["http_service"]
+    assert ask["retry_policy"]["retry_back_off"]["max_interval"] == ask["server_uri"]["timeout"] == f"{hold_s:g}s"
     idle = float(manager(replace(CONFIG, hold_s=hold_s))["stream_idle_timeout"].rstrip("s"))
     assert idle > hold_s
 
@@ -71,8 +71,8 @@ def test_the_access_log_is_off_unless_named():
 
 def test_every_reply_that_envoy_makes_itself_has_a_form_for_both_protocols():
     mappers = local_replies()["mappers"]
-    assert len(mappers) == 1 + 2 * len(REPLIES)
-    for grpc, rest in zip(mappers[1::2], mappers[2::2], strict=True):
+    assert len(mappers) == len(DISGUISES) + 1 + 2 * len(REPLIES)
+    for grpc, rest in zip(mappers[4::2], mappers[5::2], strict=True):
         assert grpc["headers_to_add"][0]["header"]["key"] == "grpc-status"
         assert set(rest["body_format_override"]["json_format"]) == {"error", "code"}
     assert REPLIES[-1].when == "true"

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from msm.http.status import percent_encode
 from msm.kit.errors import DeadlineExceeded, Internal, InvalidInput, Unsupported
 from msm.runtime.protocols import oip_grpc, oip_json, tensors
 from msm.runtime.protocols import oip_pb2 as pb
@@ -147,7 +148,7 @@ def test_bf16_passes_as_its_bits_in_binary_form_only() -> None:
 
 @given(st.text(max_size=50))
 def test_grpc_messages_survive_percent_encoding(message: str) -> None:
-    encoded = oip_grpc.percent_encode(message)
+    encoded = percent_encode(message)
     assert all(0x20 <= byte <= 0x7E for byte in encoded)
     from urllib.parse import unquote_to_bytes
 

@@ -71,14 +71,6 @@ def parse(kind: type[M], body: bytes) -> M:
         raise Internal(f"the body is not a {kind.DESCRIPTOR.name} message", reason="invalid_message") from error
 
 
-def percent_encode(message: str) -> bytes:
-    """`grpc-message` for a text: bytes outside of printable ASCII, and '%', as %XX of its UTF-8."""
-    return b"".join(
-        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        for byte in message.encode("utf-8", "replace")
-    )
-
-
 def timeout_s(text: bytes) -> float:
     """Seconds of a `grpc-timeout` header. Raises DeadlineExceeded for one that is over already."""
     digits, unit = text[:-1], text[-1:].decode("latin-1")

@@ -47,3 +47,11 @@ def grpc_status(error: errors.MsmError) -> int:
 def retry_after_s(error: errors.MsmError) -> float | None:
     """Seconds after which trying again is worth while, or None."""
     return error.retry_after_s if isinstance(error, errors.Overloaded | errors.Unavailable) else None
+
+
+def percent_encode(message: str) -> bytes:
+    """`grpc-message` for a text: bytes outside of printable ASCII, and '%', as %XX of its UTF-8."""
+    return b"".join(
+        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
+        for byte in message.encode("utf-8", "replace")
+    )

@@ -1,4 +1,4 @@
-"""The head of an HTTP/1.1 request: its line, and the few headers that mean something to the worker. Pure.
+"""The head of an HTTP/1.1 request: its line, and the few headers that mean something to its server. Pure.
 
 The peer is an Envoy that sends a dozen headers which mean nothing here, so the head is not taken apart line by line:
 one pass of a regular expression finds those that do, and whatever could be read in two ways.
@@ -13,11 +13,18 @@ import msgspec
 
 from msm.kit.errors import InvalidInput
 
-_KNOWN: Final = re.compile(
-    rb"\n(?:(content-(?:length|type|encoding)|transfer-encoding|connection|expect|x-msm-target"
-    rb"|inference-header-content-length|grpc-timeout)([ \t]*):([^\r]*)|([ \t]))",
-    re.IGNORECASE,
-)
+
+def headers_known(*names: str) -> re.Pattern[bytes]:
+    """What `parse` looks for: the headers that HTTP itself needs, and `names`."""
+    more = "".join(f"|{re.escape(name)}" for name in names).encode()
+    return re.compile(
+        rb"\n(?:(content-(?:length|type|encoding)|transfer-encoding|connection|expect" + more + rb")"
+        rb"([ \t]*):([^\r]*)|([ \t]))",
+        re.IGNORECASE,
+    )
+
+
+FRAMING: Final = headers_known()
 _VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0")
 
 
@@ -30,7 +37,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     last: bool
 
 
-def parse(head: bytes) -> Head:
+def parse(head: bytes, known: re.Pattern[bytes] = FRAMING) -> Head:
     """The head in `head`, which ends with the line end of its last line.
 
     Raises InvalidInput for what RFC 9112 lets a server refuse: a line that is not HTTP/1.1's, characters that end or
@@ -42,7 +49,7 @@ def parse(head: bytes) -> Head:
     if len(head) - len(head.translate(None, b"\0\r\n")) != 2 * head.count(b"\r\n"):
         raise InvalidInput("a header holds a character that is not allowed there", reason="bad_header")
     headers: dict[bytes, bytes] = {}
-    for name, space, value, fold in _KNOWN.findall(head):
+    for name, space, value, fold in known.findall(head):
         if space or fold:
             raise InvalidInput("a header is folded or has a space before its colon", reason="bad_header")
         key = name.lower()

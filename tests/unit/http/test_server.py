@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msm.http.body import ChunkedBody, single_chunk
+from msm.http.head import headers_known, parse
+from msm.http.server import Connection, Listener, Request, json_answer, plain_refusal
 from msm.kit.errors import InputTooLarge, InvalidInput
-from msm.runtime.body import ChunkedBody, single_chunk
-from msm.runtime.head import parse
-from msm.runtime.http1 import Connection, Listener, Request, json_answer, plain_refusal
 
 
 class Wire(asyncio.Transport):
@@ -133,7 +133,8 @@ def test_what_can_be_read_in_two_ways_is_refused_and_the_connection_not_used_aga
 def test_headers_are_known_by_their_whole_name_in_any_case_and_keep_their_value() -> None:
     head = parse(
         b"POST /a HTTP/1.1\r\nInference-Header-Content-Length: 7\r\nX-MSM-Target:  a/B/c \r\n"
-        b"x-b: x-msm-target: d/e/f\r\nx-content-type: no\r\ncontent-length:0\r\nhost:\r\n"
+        b"x-b: x-msm-target: d/e/f\r\nx-content-type: no\r\ncontent-length:0\r\nhost:\r\n",
+        headers_known("x-msm-target", "inference-header-content-length"),
     )
     assert (head.method, head.path, head.last) == (b"POST", b"/a", False)
     assert head.headers == {

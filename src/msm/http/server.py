@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
 import orjson
 
+from msm.http.body import Body, ChunkedBody, SizedBody, single_chunk
+from msm.http.head import FRAMING, Head, parse
+from msm.http.status import PHRASES, http_status
 from msm.kit.errors import InputTooLarge, Internal, InvalidInput, MsmError, Unsupported
-from msm.runtime.body import Body, ChunkedBody, SizedBody, single_chunk
-from msm.runtime.head import Head, parse
-from msm.runtime.protocols.errors import PHRASES, http_status
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,15 @@ def bytes_answer(status: int, content_type: bytes, body: bytes, headers: bytes =
 
 @dataclass(slots=True)
 class Listener:
-    """What the connections of one socket share: limits, who answers, and whether they are to end."""
+    """What the connections of one socket share: limits, who answers, and whether they are to end.
+
+    `known` are the headers that requests are to carry (`msm.http.head.headers_known`); all others are dropped.
+    """
 
     handler: Handler
     refuse: ErrorWriter
     max_body: int
+    known: re.Pattern[bytes] = FRAMING
     connections: set[Connection] = field(default_factory=set)
     stopping: bool = False
 
@@ -93,6 +98,12 @@ class Listener:
         self.stopping = True
         for connection in list(self.connections):
             connection.stop()
+
+    def abort(self) -> None:
+        """End each connection at once, answered or not."""
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.abort()
 
 
 class Connection(asyncio.Protocol):
@@ -137,6 +148,11 @@ class Connection(asyncio.Protocol):
         self._close = True
         if self._request is None and self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close without an answer."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -201,7 +217,7 @@ class Connection(asyncio.Protocol):
             if max(len(self._head), index) > MAX_HEAD:
                 raise InputTooLarge(f"the head of the request is over {MAX_HEAD} bytes", reason="head_too_large")
             return b""
-        head = parse(data[: index + 2])
+        head = parse(data[: index + 2], self._listener.known)
         if head.last:
             self._close = True
         request = self._request = Request(self, head)
