@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -18,6 +20,7 @@ from bench._mesh import Mesh
 from bench._models import BODY, manifest
 from tests.system.conftest import msm_command
 
+T = TypeVar("T")
 CRASHES = """
 import os
 class Model:
@@ -54,6 +57,30 @@ def test_a_killed_node_process_comes_back_without_a_lost_request_or_a_reload():
     assert figures["requests"].value > 500
 
 
+def eventually(found: Callable[[], T | None], what: str, *, within_s: float = 30.0) -> T:
+    """What `found` gives once it gives something."""
+    deadline = time.monotonic() + within_s
+    while (value := found()) is None:
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+    return value
+
+
+def busy_worker(running: Mesh, *, requests: int) -> str:
+    """The worker of a ready copy, once that copy has answered so many requests."""
+
+    def busy() -> str | None:
+        copies = running.node()["copies"]
+        return next((c["worker"] for c in copies if c["state"] == "Ready" and c["requests"] >= requests), None)
+
+    return eventually(busy, f"no copy has answered {requests} requests")
+
+
+def wait_for_another(running: Mesh, worker: str, pid: int) -> None:
+    """Until `worker` is another process than `pid`."""
+    eventually(lambda: running.worker_pids().get(worker, pid) != pid or None, f"{worker} is still process {pid}")
+
+
 async def test_a_single_copy_loses_no_request_when_its_worker_is_killed(own_mesh: Mesh, network: Path):
     own_mesh.apply([manifest("only", network, minimum=1)])
     await asyncio.to_thread(own_mesh.wait_ready, 1, within_s=30)
@@ -62,12 +89,10 @@ async def test_a_single_copy_loses_no_request_when_its_worker_is_killed(own_mesh
         closed_loop(own_mesh.gateway, lambda: ("/v2/models/only/infer", BODY), callers=8, stop=stop)
     )
     for _ in range(3):
-        await asyncio.sleep(1.0)
-        status = await asyncio.to_thread(own_mesh.node)
-        holder = next(copy["worker"] for copy in status["copies"] if copy["state"] == "Ready")
-        pids = await asyncio.to_thread(own_mesh.worker_pids)
-        os.kill(pids[holder], signal.SIGKILL)
-        await asyncio.sleep(0.5)
+        holder = await asyncio.to_thread(busy_worker, own_mesh, requests=200)
+        pid = own_mesh.worker_pids()[holder]
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(wait_for_another, own_mesh, holder, pid)
         await asyncio.to_thread(own_mesh.wait_ready, 1, within_s=30)
     stop.set()
     tally = await load

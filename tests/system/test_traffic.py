@@ -60,6 +60,17 @@ def wait_for_version(running: Mesh, path: str, version: str, *, within_s: float 
         time.sleep(0.02)
 
 
+def wait_for_revision(running: Mesh, name: str, *, within_s: float = 10.0) -> None:
+    """Until answers come by the rules that are declared now."""
+    declared_now = next(m for m in running.models() if m["metadata"]["name"] == name)["metadata"]["generation"]
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = httpx.post(f"{running.gateway}/v2/models/{name}/infer", content=BODY)
+        if answer.headers.get("x-msm-revision") == str(declared_now):
+            return
+        assert time.monotonic() < deadline, f"revision {declared_now} of {name} is not in force: {answer.headers}"
+
+
 async def test_a_split_is_kept_and_sums_up(running: Mesh, network: Path, other_network: Path):
     spec = declared("shared-out", {"v1": network, "v2": other_network}, traffic=split(v1=80, v2=20))
     running.apply([spec])
@@ -81,7 +92,7 @@ async def test_growing_a_weight_moves_nobody_who_was_already_on_it(running: Mesh
         traffic = {**split(v1=100 - v2, v2=v2), **sticky}
         running.apply([declared("sticky", versions, traffic=traffic)])
         running.wait_valid(within_s=30, of="sticky")
-        await asyncio.sleep(0.5)  # the new weights are in force well before
+        wait_for_revision(running, "sticky")
         twice = await ask_many(running, "/v2/models/sticky/infer", 400, lambda i: user(i % 200))
         versions_of(twice)
         by_user: dict[int, set[str]] = {}

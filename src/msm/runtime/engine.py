@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ State = Literal["READY", "UNLOADING", "HUNG"]
 Outcome = Outputs | MsmError
 
 
-class Job:
+class Job(ABC):
     """One request that waits for a version. The protocol's subclass turns the outcome into an answer."""
 
     __slots__ = ("deadline", "inputs", "settled", "shape")
@@ -48,17 +49,17 @@ class Job:
         self.settled = False
 
     @property
+    @abstractmethod
     def abandoned(self) -> bool:
         """Whether nobody waits for the outcome any more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def succeed(self, outputs: Outputs) -> None:
         """Answer with `outputs`. May raise MsmError when they can't be told in the form that was asked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, error: MsmError) -> None:
         """Answer with an error."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
