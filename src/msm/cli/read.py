@@ -174,6 +174,9 @@ def describe(
     if copies:
         say()
         show(table(COPY_COLUMNS, [copy_row(copy) for copy in copies]))
+    for copy in copies:
+        if copy.execution:
+            say(f"{copy.version.removeprefix(prefix)} in {copy.worker} runs {copy.execution}")
     if events:
         say()
         show(table(EVENT_COLUMNS, [event_row(event) for event in events]))

@@ -35,6 +35,7 @@ class Details:
     adopted_load: bool = False
     requests: int = 0
     failures: int = 0
+    execution: str | None = None
 
 
 class Copies:
@@ -122,6 +123,7 @@ class Copies:
             failures=details.failures,
             idle_seconds=round(idle_s, 3) if copy.state == "Ready" and idle_s < float("inf") else None,
             load_seconds=copy.load_seconds if copy.state == "Ready" else None,
+            execution=details.execution if copy.state == "Ready" else None,
             reason=details.reason,
         )
 

@@ -155,6 +155,7 @@ class Observer:
             self._tasks.start(f"adopt load of {copy.key}", work)
             return
         details.requests, details.failures = held.requests, held.failures
+        details.execution = held.execution
         if copy.state != "Ready":
             return
         in_flight = held.in_flight + held.queued

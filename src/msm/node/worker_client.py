@@ -28,7 +28,10 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One version as the worker holds it. `requests` and `failures` count since it was loaded."""
+    """One version as the worker holds it. `requests` and `failures` count since it was loaded.
+
+    `execution` says how the worker runs it, and why.
+    """
 
     name: str
     state: HeldState
@@ -39,6 +42,7 @@ class Held(msgspec.Struct, frozen=True):
     failures: int = 0
     idle_s: float | None = None
     load_seconds: float | None = None
+    execution: str | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True):

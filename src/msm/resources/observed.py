@@ -13,7 +13,7 @@ WorkerState = Literal["Starting", "Ready", "Backoff", "Stopping"]
 
 
 class CopyStatus(Base, frozen=True):
-    """One version in one worker."""
+    """One version in one worker. `execution` says how the worker runs it, found out by measuring, and why."""
 
     version: str
     worker: str
@@ -24,6 +24,7 @@ class CopyStatus(Base, frozen=True):
     failures: int = 0
     idle_seconds: float | None = None
     load_seconds: float | None = None
+    execution: str | None = None
     reason: str | None = None
 
 

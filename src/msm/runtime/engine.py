@@ -20,6 +20,7 @@ from msm.kit.errors import DeadlineExceeded, Internal, MsmError, Overloaded, Una
 from msm.runtime import batching
 from msm.runtime.batching import Limits, Outputs
 from msm.runtime.blackbox import BlackBox, label_of
+from msm.runtime.execution import FAST_S, Bounds, Execution, Profile, choose
 from msm.runtime.formats.base import LoadedModel, first_line
 from msm.runtime.protocols.tensors import Array
 from msm.runtime.threads import Threads
@@ -27,11 +28,10 @@ from msm.runtime.validate import check_outputs
 
 log = logging.getLogger(__name__)
 
-FAST_S = 1e-3  # below this a run holds the event loop less than a change of threads would cost
 TIMEOUT_S = 30.0
 _SPLITS_UNTIL_ALONE = 3
 _LIMITS = Limits()
-_FRESH = 0.2  # share of the newest run in the running mean
+_LOOK_EVERY = 8  # runs after which the way to run the version is chosen anew
 
 State = Literal["READY", "UNLOADING", "HUNG"]
 Outcome = Outputs | MsmError
@@ -90,6 +90,8 @@ class _Run:
 
     jobs: list[Job]
     started: float | None = None
+    computed_s: float = 0.0
+    elapsed_s: float = 0.0
     stuck: bool = False
 
     def stuck_at(self, limit_s: float) -> float | None:
@@ -125,9 +127,16 @@ class Engine:
         self._uniform = model.signature.fixed_rows
         self._splits = 0
         self._scheduled = False
-        self._mean_s = settings.predict_s
+        self._profile = Profile(settings.predict_s)
+        self._bounds = Bounds(settings.limits.rows, settings.max_concurrency, model.may_block)
+        self._execution = choose(self._profile, self._bounds)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
+
+    @property
+    def execution(self) -> Execution:
+        """How the version is run at the moment, and why."""
+        return self._execution
 
     @property
     def queued(self) -> int:
@@ -156,18 +165,18 @@ class Engine:
         self._queue.append(job)
         if self._runs:
             self._watch(job.deadline)
-        if not self._scheduled and len(self._runs) < self.settings.max_concurrency:
+        if not self._scheduled and len(self._runs) < self._execution.concurrency:
             self._scheduled = True
             self._shell.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Run what is waiting: one batch on the loop, or as many as may run at once in threads."""
         self._scheduled = False
-        while self._queue and len(self._runs) < self.settings.max_concurrency and self.state != "HUNG":
+        while self._queue and len(self._runs) < self._execution.concurrency and self.state != "HUNG":
             jobs = self._take()
             if not jobs:
                 continue
-            if self._fast():
+            if self._execution.where == "loop":
                 self._run_here(jobs)
                 if self._queue and not self._scheduled:  # let other versions have the loop in between
                     self._scheduled = True
@@ -177,7 +186,8 @@ class Engine:
 
     def _take(self) -> list[Job]:
         queue = self._queue
-        count = batching.cut((job.shape for job in queue), self.settings.limits)
+        limits = Limits(self._execution.rows, self.settings.limits.bytes)
+        count = batching.cut((job.shape for job in queue), limits)
         jobs: list[Job] = []
         now = self._shell.loop.time()
         for _ in range(count):
@@ -190,10 +200,6 @@ class Engine:
                 jobs.append(job)
         return jobs
 
-    def _fast(self) -> bool:
-        model = self._model
-        return self._mean_s is not None and self._mean_s < FAST_S and model is not None and not model.may_block
-
     def _run_here(self, jobs: list[Job]) -> None:
         box = self._shell.blackbox
         slot = box.enter(self._label)
@@ -201,7 +207,7 @@ class Engine:
         outcomes, split = self._compute(jobs)
         took = thread_time() - started
         box.leave(slot)
-        self._learn(took, split)
+        self._learn(jobs, split, took)
         self._deliver(jobs, outcomes)
 
     def _run_in_thread(self, jobs: list[Job]) -> None:
@@ -216,10 +222,11 @@ class Engine:
             slot = box.enter(self._label)
             started = thread_time()
             outcomes, split = self._compute(jobs)
-            took = thread_time() - started
+            run.computed_s = thread_time() - started
+            run.elapsed_s = monotonic() - run.started
             box.leave(slot)
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-                loop.call_soon_threadsafe(self._ended, run, outcomes, split, took)
+                loop.call_soon_threadsafe(self._ended, run, outcomes, split)
 
         self._shell.threads.submit(work)
 
@@ -254,20 +261,22 @@ class Engine:
         except BaseException as error:  # also SystemExit: a model must not end the worker
             raise Internal(f"the model raised {first_line(error)}", reason="model_error") from error
 
-    def _ended(self, run: _Run, outcomes: list[Outcome], split: bool, took: float) -> None:
+    def _ended(self, run: _Run, outcomes: list[Outcome], split: bool) -> None:
         self._runs.remove(run)
-        self._learn(took, split)
+        self._learn(run.jobs, split, run.computed_s, run.elapsed_s)
         if run.stuck and self.state == "HUNG" and not any(other.stuck for other in self._runs):
-            log.warning("a run that was stuck has ended", extra={"target": self.target, "seconds": took})
+            log.warning("a run that was stuck has ended", extra={"target": self.target, "seconds": run.elapsed_s})
             self.state = "READY"
         self._deliver(run.jobs, outcomes)
         self._flush()
 
-    def _learn(self, took: float, split: bool) -> None:
-        """Keep the mean of what a run takes, in processor time: waiting for other work says nothing of a model."""
-        mean = self._mean_s
-        slow = mean is None or took > 10 * FAST_S
-        self._mean_s = took if slow or mean is None else mean + _FRESH * (took - mean)
+    def _learn(self, jobs: Sequence[Job], split: bool, computed_s: float, elapsed_s: float | None = None) -> None:
+        """Take in what a run cost: in processor time, because waiting for other work says nothing of a model."""
+        profile = self._profile
+        rows = 0 if split else sum(job.shape.rows for job in jobs)
+        profile.learn(rows, computed_s, elapsed_s)
+        if profile.runs < _LOOK_EVERY or profile.runs % _LOOK_EVERY == 0 or computed_s > FAST_S:
+            self._execution = choose(profile, self._bounds)
         if split:
             self._splits += 1
             if self._splits >= _SPLITS_UNTIL_ALONE and self._joinable:

@@ -73,6 +73,7 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     idle_s: float | None = None
     load_seconds: float | None = None
+    execution: str | None = None
 
 
 class _Held(msgspec.Struct, frozen=True):
@@ -230,6 +231,7 @@ def _entry(target: str, held: _Held, now: float) -> IndexEntry:
         failures=counters.failures,
         idle_s=0.0 if counters.in_flight else now - counters.last_used,
         load_seconds=held.result.load_seconds,
+        execution=str(engine.execution),
     )
 
 
