@@ -22,6 +22,7 @@ from typing import Any, Final
 # Read by the libraries when they are imported: their pools would be threads of the process that forks.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 import msgspec  # noqa: E402
 
