@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 _SPLITS_UNTIL_ALONE = 3
 _LIMITS = Limits()
+DEFAULT_PRIORITY = 5
 _LOOK_EVERY = 8  # runs after which the way to run the version is chosen anew
 
 State = Literal["READY", "UNLOADING", "HUNG"]
@@ -38,12 +39,16 @@ Outcome = Outputs | MsmError
 
 
 class Job(ABC):
-    """One request that waits for a version. The protocol's subclass turns the outcome into an answer."""
+    """One request that waits for a version. The protocol's subclass turns the outcome into an answer.
 
-    __slots__ = ("deadline", "inputs", "settled", "shape")
+    The one with the smallest `priority` is run first, among equals the one that came first.
+    """
 
-    def __init__(self, inputs: dict[str, Array]) -> None:
+    __slots__ = ("deadline", "inputs", "priority", "settled", "shape")
+
+    def __init__(self, inputs: dict[str, Array], priority: int = DEFAULT_PRIORITY) -> None:
         self.inputs = inputs
+        self.priority = priority
         self.shape = batching.ALONE
         self.deadline = 0.0
         self.settled = False
@@ -151,9 +156,7 @@ class Engine:
         if self.state != "READY":
             raise Unavailable(f"version {self.target} is {self.state.lower()} on this worker", reason="not_loaded")
         if len(self._queue) >= self.settings.max_queue:
-            raise Overloaded(
-                f"{len(self._queue)} requests wait for version {self.target}, which is its limit", reason="queue_full"
-            )
+            self._make_room(job)
         now = self._shell.loop.time()
         own = self.settings.timeout_s
         job.deadline = now + (own if timeout_s is None or timeout_s > own else timeout_s)
@@ -162,12 +165,29 @@ class Engine:
         self.counters.requests += 1
         self.counters.in_flight += 1
         self.counters.last_used = now
-        self._queue.append(job)
+        self._enqueue(job)
         if self._runs:
             self._watch(job.deadline)
         if not self._scheduled and len(self._runs) < self._execution.concurrency:
             self._scheduled = True
             self._shell.loop.call_soon(self._flush)
+
+    def _make_room(self, job: Job) -> None:
+        """Give up the youngest of the least urgent waiting jobs for `job`. Raises Overloaded when none is less so."""
+        full = Overloaded(
+            f"{len(self._queue)} requests wait for version {self.target}, which is its limit", reason="queue_full"
+        )
+        if not self._queue or self._queue[-1].priority <= job.priority:
+            raise full
+        self._fail(self._queue.pop(), full)
+
+    def _enqueue(self, job: Job) -> None:
+        queue = self._queue
+        if not queue or queue[-1].priority <= job.priority:
+            queue.append(job)
+            return
+        place = next(at for at, waiting in enumerate(queue) if waiting.priority > job.priority)
+        queue.insert(place, job)
 
     def _flush(self) -> None:
         """Run what is waiting: one batch on the loop, or as many as may run at once in threads."""

@@ -17,7 +17,7 @@ import msgspec
 
 from msm.kit.errors import Conflict, InvalidInput, Unavailable
 from msm.kit.tasks import Tasks
-from msm.runtime import formats, memory
+from msm.runtime import formats, memory, warmup
 from msm.runtime.batching import Limits
 from msm.runtime.engine import TIMEOUT_S, Engine, Settings, Shell
 from msm.runtime.formats.base import LoadedModel, LoadOptions
@@ -137,15 +137,18 @@ class Repository:
         path = Path(spec.path)
         options = LoadOptions(spec.trusted, spec.parameters, spec.signature)
         box, label = self._shell.blackbox, target
+        requests = warmup.requests_of(spec.parameters)
 
         def work() -> tuple[formats.Loaded, float, int]:
             slot = box.enter_target(label)
             started = perf_counter()
             try:
                 loaded = formats.load(path, spec.format, options)
+                seconds = perf_counter() - started
+                warmup.run(loaded.model, requests, takes_zeros=spec.predict_s is not None)
             finally:
                 box.leave(slot)
-            return loaded, perf_counter() - started, _size(path)
+            return loaded, seconds, _size(path)
 
         loaded, seconds, size = await self._loaders.call(work)
         engine = Engine(target, loaded.model, settings, self._shell)

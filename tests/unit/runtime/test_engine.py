@@ -15,7 +15,7 @@ from msm.kit.errors import DeadlineExceeded, Internal, MsmError, Overloaded, Una
 from msm.runtime import blackbox
 from msm.runtime.batching import Limits, Outputs
 from msm.runtime.blackbox import BlackBox
-from msm.runtime.engine import Engine, Job, Settings, Shell
+from msm.runtime.engine import DEFAULT_PRIORITY, Engine, Job, Settings, Shell
 from msm.runtime.protocols.tensors import Array
 from msm.runtime.signature import Signature, Tensor
 from msm.runtime.threads import Threads
@@ -47,8 +47,8 @@ class Model:
 class Ask(Job):
     __slots__ = ("answer", "gone")
 
-    def __init__(self, *values: float) -> None:
-        super().__init__({"x": np.array(values, np.float64).reshape(-1, 1)})
+    def __init__(self, *values: float, priority: int = DEFAULT_PRIORITY) -> None:
+        super().__init__({"x": np.array(values, np.float64).reshape(-1, 1)}, priority)
         self.answer: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
         self.gone = False
 
@@ -320,3 +320,25 @@ async def test_a_thread_written_off_is_replaced() -> None:
     assert await waiting == 5
     gate.set()
     assert await stuck
+
+
+async def test_the_urgent_are_run_first_and_equals_in_the_order_they_came(make: Make) -> None:
+    order: list[float] = []
+    engine = make(Model(lambda values: order.extend(values) or values), predict_s=FAST, batching=False)
+    jobs = [Ask(value, priority=priority) for value, priority in ((1, 5), (2, 9), (3, 5), (4, 1), (5, 1))]
+    for job in jobs:
+        engine.submit(job)
+    await asyncio.gather(*(job.answer for job in jobs))
+    assert order == [4, 5, 1, 3, 2]
+
+
+async def test_a_full_queue_gives_up_the_least_urgent_for_a_more_urgent_one(make: Make) -> None:
+    engine = make(Model(same), predict_s=FAST, max_queue=2)
+    waiting, least, urgent = Ask(1), Ask(2, priority=9), Ask(3, priority=1)
+    engine.submit(waiting)
+    engine.submit(least)
+    engine.submit(urgent)
+    with pytest.raises(Overloaded):
+        await least.answer
+    assert [await urgent.answer, await waiting.answer] == [[3], [1]]
+    assert engine.counters.in_flight == 0
