@@ -11,8 +11,8 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from time import monotonic, thread_time
 from typing import Literal
 
@@ -22,7 +22,9 @@ from msm.runtime.batching import Limits, Outputs
 from msm.runtime.blackbox import BlackBox, label_of
 from msm.runtime.execution import FAST_S, Bounds, Execution, Profile, choose
 from msm.runtime.formats.base import LoadedModel, first_line
+from msm.runtime.lag import LagMeter, Span
 from msm.runtime.protocols.tensors import Array
+from msm.runtime.solo import SoloModel
 from msm.runtime.threads import Threads
 from msm.runtime.validate import check_outputs
 
@@ -77,6 +79,7 @@ class Settings:
     batching: bool = True
     limits: Limits = _LIMITS
     predict_s: float | None = None
+    may_move: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class _Run:
     """A batch given to a thread. `started` is None until a thread was free for it."""
 
     jobs: list[Job]
+    span: Span | None
     started: float | None = None
     computed_s: float = 0.0
     elapsed_s: float = 0.0
@@ -111,12 +115,21 @@ class Shell:
     loop: asyncio.AbstractEventLoop
     threads: Threads
     blackbox: BlackBox
+    lag: LagMeter
 
 
 class Engine:
     """Runs one version. All methods are called on the event loop."""
 
-    def __init__(self, target: str, model: LoadedModel, settings: Settings, shell: Shell) -> None:
+    def __init__(
+        self,
+        target: str,
+        model: LoadedModel,
+        settings: Settings,
+        shell: Shell,
+        on_move: Callable[[Engine], None] = lambda engine: None,
+    ) -> None:
+        """`on_move` is called once when the model should have a process of its own; answer it with `move`."""
         self.target = target
         self.signature = model.signature
         self.accepts = model.accepts
@@ -125,6 +138,7 @@ class Engine:
         self.state: State = "READY"
         self._model: LoadedModel | None = model
         self._shell = shell
+        self._on_move = on_move
         self._label = label_of(target)
         self._queue: deque[Job] = deque()
         self._runs: list[_Run] = []
@@ -133,7 +147,7 @@ class Engine:
         self._splits = 0
         self._scheduled = False
         self._profile = Profile(settings.predict_s)
-        self._bounds = Bounds(settings.limits.rows, settings.max_concurrency, model.may_block)
+        self._bounds = Bounds(settings.limits.rows, settings.max_concurrency, model.may_block, settings.may_move)
         self._execution = choose(self._profile, self._bounds)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -142,6 +156,11 @@ class Engine:
     def execution(self) -> Execution:
         """How the version is run at the moment, and why."""
         return self._execution
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """The model, None after `close`."""
+        return self._model
 
     @property
     def queued(self) -> int:
@@ -171,6 +190,16 @@ class Engine:
         if not self._scheduled and len(self._runs) < self._execution.concurrency:
             self._scheduled = True
             self._shell.loop.call_soon(self._flush)
+
+    def move(self, model: LoadedModel) -> LoadedModel | None:
+        """Go on with `model`, which calls a process of its own; returns the one used so far. None: it was unloaded."""
+        before = self._model
+        if before is None:
+            return None
+        self._model = model
+        self._bounds = replace(self._bounds, moved=True)
+        self._execution = choose(self._profile, self._bounds)
+        return before
 
     def _make_room(self, job: Job) -> None:
         """Give up the youngest of the least urgent waiting jobs for `job`. Raises Overloaded when none is less so."""
@@ -233,7 +262,7 @@ class Engine:
     def _run_in_thread(self, jobs: list[Job]) -> None:
         loop = self._shell.loop
         box = self._shell.blackbox
-        run = _Run(jobs)
+        run = _Run(jobs, self._shell.lag.begin() if self._bounds.may_move else None)
         self._runs.append(run)
         self._watch(min(job.deadline for job in jobs))
 
@@ -283,6 +312,9 @@ class Engine:
 
     def _ended(self, run: _Run, outcomes: list[Outcome], split: bool) -> None:
         self._runs.remove(run)
+        held_s = None if run.span is None else run.span.end()
+        if held_s is not None:
+            self._profile.held(held_s)
         self._learn(run.jobs, split, run.computed_s, run.elapsed_s)
         if run.stuck and self.state == "HUNG" and not any(other.stuck for other in self._runs):
             log.warning("a run that was stuck has ended", extra={"target": self.target, "seconds": run.elapsed_s})
@@ -297,6 +329,9 @@ class Engine:
         profile.learn(rows, computed_s, elapsed_s)
         if profile.runs < _LOOK_EVERY or profile.runs % _LOOK_EVERY == 0 or computed_s > FAST_S:
             self._execution = choose(profile, self._bounds)
+            if self._execution.where == "process" and not self._bounds.moved:
+                self._bounds = replace(self._bounds, may_move=False)
+                self._on_move(self)
         if split:
             self._splits += 1
             if self._splits >= _SPLITS_UNTIL_ALONE and self._joinable:
@@ -369,6 +404,9 @@ class Engine:
 
     def _mark_stuck(self, run: _Run) -> None:
         run.stuck = True
+        if isinstance(self._model, SoloModel):  # its process can be ended, and with that the run
+            self._model.abort()
+            return
         self._shell.threads.write_off()
         if self.state == "READY":
             self.state = "HUNG"

@@ -1,6 +1,7 @@
 """How a version is best run, found out while it serves: where, how many runs at once, how many rows a run. Pure.
 
-A run that takes less than a change of threads is done on the event loop, all others in threads. More than one run at a
+A run that takes less than a change of threads is done on the event loop, all others in threads; a model whose runs hold
+the interpreter for long, so that nothing else of the worker can run, gets a process of its own. More than one run at a
 time pays for a model that waits (for a disk, another service, a lock) much longer than it computes, and only where its
 format says that it may be called by several threads. A larger batch pays as long as a row in it costs less than a row
 in a smaller one: the costs are kept by the power of two of the rows, and looked at again now and then.
@@ -18,29 +19,36 @@ _CHEAPER: Final = 0.9  # a row of a larger batch must cost at most this much of 
 _AGAIN: Final = 256  # runs after which larger batches are tried once more
 _WAITS: Final = 3.0  # elapsed over computed time from which a model counts as one that waits
 _WAITING_RUNS: Final = 20
+_HELD_S: Final = 0.05  # from here on holding the interpreter hurts the neighbours more than a process costs
+_HELD_RUNS: Final = 3
 _SIZES: Final = 24  # powers of two of rows
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What is allowed: declared limits, and what the format of the model says of it."""
+    """What is allowed: declared limits, and what the format of the model says of it.
+
+    `may_move`: it can be given a process of its own; `moved`: it has one.
+    """
 
     rows: int
     concurrency: int
     may_block: bool
+    may_move: bool = False
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
     """How to run a version, and why in words."""
 
-    where: Literal["loop", "thread"]
+    where: Literal["loop", "thread", "process"]
     concurrency: int
     rows: int
     why: str
 
     def __str__(self) -> str:
-        place = "on the event loop" if self.where == "loop" else "in a thread"
+        place = {"loop": "on the event loop", "thread": "in a thread", "process": "in a process of its own"}[self.where]
         at_once = "one at a time" if self.concurrency == 1 else f"{self.concurrency} at a time"
         return f"{place}, {at_once}, up to {self.rows} rows a run: {self.why}"
 
@@ -51,13 +59,15 @@ class Profile:
     `expected_s` is what a run of one row took when it was measured before, None when it was not.
     """
 
-    __slots__ = ("_counts", "_per_row", "elapsed_s", "mean_s", "runs", "threaded")
+    __slots__ = ("_counts", "_per_row", "elapsed_s", "held_runs", "held_s", "mean_s", "runs", "threaded")
 
     def __init__(self, expected_s: float | None = None) -> None:
         self.mean_s = expected_s
         self.elapsed_s = 0.0
         self.runs = 0
         self.threaded = 0
+        self.held_s = 0.0
+        self.held_runs = 0
         self._counts = [0] * _SIZES
         self._per_row = [0.0] * _SIZES
 
@@ -78,6 +88,14 @@ class Profile:
             cost = computed_s / rows
             self._per_row[size] += (1.0 if count == 0 else _FRESH) * (cost - self._per_row[size])
 
+    def held(self, seconds: float) -> None:
+        """Take in how long a run in a thread kept everything else of the process from running."""
+        if seconds < _HELD_S:
+            self.held_runs = 0
+        else:
+            self.held_runs += 1
+            self.held_s = seconds
+
     def costs(self) -> dict[int, float]:
         """Seconds a row by rows of a batch (the power of two below), of the sizes that were run often enough."""
         return {
@@ -91,8 +109,11 @@ def choose(profile: Profile, bounds: Bounds) -> Execution:
     """The way to run a version now."""
     rows, why_rows = _rows(profile, bounds)
     concurrency, why_concurrency = _concurrency(profile, bounds)
-    where: Literal["loop", "thread"] = "thread"
-    if bounds.may_block:
+    where: Literal["loop", "thread", "process"] = "thread"
+    if bounds.moved or (bounds.may_move and profile.held_runs >= _HELD_RUNS):
+        where = "process"
+        why = f"its runs hold the interpreter for {profile.held_s:.2g} s" if profile.held_s else "it was declared so"
+    elif bounds.may_block:
         why = "its code may block"
     elif profile.mean_s is None:
         why = "it was not measured yet"

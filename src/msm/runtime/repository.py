@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
-from msm.kit.errors import Conflict, InvalidInput, Unavailable
+from msm.kit.errors import Conflict, InvalidInput, MsmError, Unavailable
 from msm.kit.tasks import Tasks
 from msm.runtime import formats, memory, warmup
 from msm.runtime.batching import Limits
 from msm.runtime.engine import TIMEOUT_S, Engine, Settings, Shell
 from msm.runtime.formats.base import LoadedModel, LoadOptions
 from msm.runtime.signature import Signature
+from msm.runtime.solo import SoloModel, SoloSpec
 from msm.runtime.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,17 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The version's parameters that are the worker's own; formats read others from the same mapping."""
+    """The version's parameters that are the worker's own; formats read others from the same mapping.
+
+    `own_process` true gives the model a process of its own from the start, false never, None when that is found better.
+    """
 
     batching: bool = True
     max_batch_size: int = 64
     max_batch_bytes: int = 8 * 1024 * 1024
     max_queue: int = 2048
     max_concurrency: int = 1
+    own_process: bool | None = None
 
 
 class LoadResult(msgspec.Struct, frozen=True):
@@ -151,11 +156,33 @@ class Repository:
             return loaded, seconds, _size(path)
 
         loaded, seconds, size = await self._loaders.call(work)
-        engine = Engine(target, loaded.model, settings, self._shell)
+        solo = SoloSpec(
+            path=spec.path, format=loaded.format, trusted=spec.trusted,
+            parameters=spec.parameters, signature=spec.signature,
+        )  # fmt: skip
+        engine = Engine(target, loaded.model, settings, self._shell, lambda engine: self._move(engine, solo))
         result = LoadResult(loaded.format, engine.signature, seconds)
         self._held[target] = _Held(engine, result, spec.digest, size)
+        if spec.parameters.get("ownProcess"):
+            await self._moved(engine, SoloModel(solo, loaded.model))
         log.info("loaded", extra={"target": target, "format": loaded.format, "seconds": round(seconds, 4)})
         return result
+
+    def _move(self, engine: Engine, spec: SoloSpec) -> None:
+        """Give the model of an engine a process of its own; it serves where it is until that holds the model."""
+        original = engine.model
+        if original is not None:
+            self._tasks.start(f"move {engine.target}", self._moved(engine, SoloModel(spec, original)))
+
+    async def _moved(self, engine: Engine, solo: SoloModel) -> None:
+        try:
+            await self._loaders.call(solo.start)
+        except MsmError as error:
+            log.warning("the model stays in the worker: %s", error.message, extra={"target": engine.target})
+            return
+        model = [engine.move(solo)]
+        await self._loaders.call(lambda: _free(model, trim=True))
+        log.info("moved into a process of its own", extra={"target": engine.target, "pid": solo.pid})
 
     async def prepare(self, name: str) -> None:
         """Import what loads of a format will need. Raises Unsupported for an unknown format."""
@@ -219,6 +246,7 @@ def _settings(spec: LoadSpec) -> Settings:
         batching=tuning.batching,
         limits=Limits(tuning.max_batch_size, tuning.max_batch_bytes),
         predict_s=spec.predict_s,
+        may_move=tuning.own_process is not False,
     )
 
 

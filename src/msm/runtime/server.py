@@ -20,6 +20,7 @@ from msm.runtime.blackbox import BlackBox
 from msm.runtime.control import ControlApp
 from msm.runtime.data import KNOWN_HEADERS, DataApp
 from msm.runtime.engine import Shell
+from msm.runtime.lag import LagMeter
 from msm.runtime.repository import Repository
 from msm.runtime.threads import Threads
 
@@ -66,7 +67,7 @@ async def run(options: WorkerOptions) -> None:
         signal.signal(number, signal.SIG_IGN)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     box = BlackBox(options.blackbox)
-    shell = Shell(loop, Threads(options.threads, "predict"), box)
+    shell = Shell(loop, Threads(options.threads, "predict"), box, LagMeter(loop))
     async with Tasks(_report) as tasks:
         repository = Repository(shell, Threads(_LOADERS, "load"), tasks)
         data = DataApp(options.id, repository)

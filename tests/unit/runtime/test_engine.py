@@ -16,6 +16,7 @@ from msm.runtime import blackbox
 from msm.runtime.batching import Limits, Outputs
 from msm.runtime.blackbox import BlackBox
 from msm.runtime.engine import DEFAULT_PRIORITY, Engine, Job, Settings, Shell
+from msm.runtime.lag import LagMeter
 from msm.runtime.protocols.tensors import Array
 from msm.runtime.signature import Signature, Tensor
 from msm.runtime.threads import Threads
@@ -68,7 +69,12 @@ Make = Callable[..., Engine]
 
 @pytest.fixture
 async def make(tmp_path: Path) -> Make:
-    shell = Shell(asyncio.get_running_loop(), Threads(2, "predict"), BlackBox(tmp_path / "box"))
+    shell = Shell(
+        asyncio.get_running_loop(),
+        Threads(2, "predict"),
+        BlackBox(tmp_path / "box"),
+        LagMeter(asyncio.get_running_loop()),
+    )
     return lambda model, **settings: Engine("default/m/v1", model, Settings(**settings), shell)
 
 
