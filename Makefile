@@ -8,6 +8,9 @@ TORCH_VERSION := 2.13.0
 MINILM_VERSION := 0.1.0
 ARGS ?=
 
+# Also for what the tests and the examples import themselves.
+export ORT_DISABLE_TELEMETRY := 1
+
 .PHONY: quickstart test check fast lint types bench docs lock clean debian
 
 $(UV):

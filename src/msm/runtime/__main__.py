@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-# One thread of computation for each call: a node has a worker for each core. Read by the libraries when they start.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+from msm.runtime import environment
+
+environment.set_up()
 
 import uvloop  # noqa: E402
 

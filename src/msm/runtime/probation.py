@@ -2,7 +2,7 @@
 
 `python -m msm.runtime.probation --socket PATH`. The process imports the model libraries once, then forks a child for
 each probe, which starts in milliseconds and shares their memory. It must have a single thread when it forks, so it
-never loads a model itself, has no thread pool, and does not import onnxruntime (which starts a thread).
+never loads a model itself and has no thread pool.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-# Read by the libraries when they are imported: their pools would be threads of the process that forks.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+from msm.runtime import environment
+
+environment.set_up(threads="1")  # pools would be threads of the process that forks
 
 import msgspec  # noqa: E402
 
 from msm.http.server import Listener, Request, json_answer, plain_refusal  # noqa: E402
 from msm.kit.errors import InvalidInput, MsmError, NotFound  # noqa: E402
 from msm.kit.tasks import Tasks  # noqa: E402
-from msm.runtime import logs, memory  # noqa: E402
+from msm.runtime import formats, logs, memory  # noqa: E402
 from msm.runtime.measure import ProbeSpec  # noqa: E402
 from msm.runtime.probe import ProbeFailed, probe  # noqa: E402
 from msm.runtime.server import open_socket  # noqa: E402
@@ -41,6 +40,7 @@ LIBRARIES: Final = (
     "sklearn.neural_network", "sklearn.pipeline", "sklearn.svm", "sklearn.tree", "skops.io", "joblib",
     "xgboost", "lightgbm", "google.protobuf",
 )  # fmt: skip
+PREPARED: Final = ("onnx",)  # formats of which the process may run something without keeping a thread
 _MAX_BODY: Final = 4 * 1024 * 1024
 
 
@@ -95,6 +95,8 @@ def import_libraries() -> list[str]:
         except ImportError:
             continue
         found.append(name)
+    for name in PREPARED:
+        formats.prepare(name)
     return found
 
 

@@ -1,7 +1,8 @@
 """A model in a process of its own: for code that holds the interpreter so long that its neighbours would suffer.
 
 The worker talks to it over a socket pair, one call at a time: a head (names, datatypes, shapes, sizes) and the tensors'
-bytes in the form of the Open Inference Protocol. The process dies with the worker. When it dies by itself only the
+bytes in the form of the Open Inference Protocol. The process has the environment of the worker
+and dies with it. When it dies by itself only the
 call that it worked on fails, and the next one starts it anew.
 """
 

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from msm.kit.errors import LoadFailed, MsmError, Unsupported
-from msm.runtime.formats.base import Format, LoadedModel, LoadOptions, first_line
+from msm.runtime.formats.base import Format, LoadedModel, LoadOptions, Prepared, first_line
 
 GROUP = "msm.formats"
 
@@ -46,6 +46,10 @@ def prepare(name: str) -> None:
     for library in known()[name].libraries:
         with suppress(ImportError):
             import_module(library)
+    chosen = known()[name]
+    if isinstance(chosen, Prepared):
+        with suppress(ImportError):
+            chosen.prepare()
 
 
 def load(path: Path, name: str | None, options: LoadOptions) -> Loaded:

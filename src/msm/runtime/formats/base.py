@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,15 @@ class Format(Protocol):
 
     def load(self, path: Path, options: LoadOptions) -> LoadedModel:
         """The model in memory. Raises LoadFailed, Forbidden (needs trust), Unsupported (library missing)."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A format whose first load would pay for more than the import of its libraries."""
+
+    def prepare(self) -> None:
+        """Pay for it now, without any artifact and without leaving a thread behind."""
         ...
 
 

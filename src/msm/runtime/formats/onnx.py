@@ -32,6 +32,10 @@ _TYPES: Final[dict[str, Datatype]] = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_IDENTITY: Final = (  # the graph y = x of one FP32
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01'
+    b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
 # What converters of classifiers give for probabilities: a list of mappings from class to probability.
 _PROBABILITY_MAPS: Final = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
 
@@ -69,6 +73,13 @@ class OnnxFormat:
     def sniff(self, path: Path) -> bool:
         return any(onnx_file.looks_like(file) for file in files(path))
 
+    def prepare(self) -> None:
+        """Run the smallest graph once: the library sets up its tables of operators with the first session."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(_IDENTITY, _settings(onnxruntime), providers=["CPUExecutionProvider"])
+        session.run(None, {"x": np.zeros(1, np.float32)})
+
     def load(self, path: Path, options: LoadOptions) -> OnnxModel:
         try:
             import onnxruntime
@@ -76,12 +87,7 @@ class OnnxFormat:
             raise missing_library(self.name, "onnx", error) from error
         file = single(path, self.name, [found for found in files(path) if onnx_file.looks_like(found)])
         onnx_file.check_external_data(file)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
-        settings.inter_op_num_threads = 1
-        settings.enable_cpu_mem_arena = False
-        settings.log_severity_level = 4
-        session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(file), _settings(onnxruntime), providers=["CPUExecutionProvider"])
         found = Signature(
             inputs=tuple(_tensor("input", node) for node in session.get_inputs()),
             outputs=tuple(_tensor("output", node) for node in session.get_outputs()),
@@ -89,6 +95,15 @@ class OnnxFormat:
         declared = options.signature
         # What a graph says of the shapes of its outputs need not be true; what a person declares must.
         return OnnxModel(session, _agreed(declared, found), exact_outputs=bool(declared and declared.outputs))
+
+
+def _settings(onnxruntime: Any) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = False
+    settings.log_severity_level = 4
+    return settings
 
 
 def _tensor(what: str, node: Any) -> Tensor:
