@@ -47,7 +47,7 @@ def run(quick: bool) -> list[Figure]:
             each = measured_bytes(sizing)
         with mesh("--capacity", str(int(each * resident))) as running:
             running.apply([manifest(f"m{i}", path) for i, path in enumerate(networks)])
-            running.wait_valid(within_s=1200)
+            running.wait_valid(within_s=2400)
             tally = asyncio.run(traffic(running, models, seconds))
             ready = running.ready_copies()
             time.sleep(3)
