@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,12 @@ LAYERS = (4, 64, 64, 3)
 ROW = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
 IMAGE_SHAPE = (3, 224, 224)
 INFER_GRPC = "/inference.GRPCInferenceService/ModelInfer"
+# What our own servers load: only the class is asked for, as it is of the others.
+FORMATS: dict[str, dict[str, Any]] = {
+    TINY: {"format": "onnx"},
+    IRIS: {"format": "sklearn", "parameters": {"outputs": ["predict"]}},
+    IMAGE: {"format": "onnx"},
+}
 JSON = (("content-type", "application/json"),)
 
 

@@ -52,14 +52,16 @@ def write_networks(folder: Path, count: int) -> list[Path]:
     return [write_network(folder / f"n{seed:05d}.onnx", seed) for seed in range(count)]
 
 
-def manifest(name: str, path: Path, *, minimum: int = 0, maximum: int = 1, idle_s: float = 3600) -> dict[str, Any]:
-    """A model of one version over that file."""
+def manifest(
+    name: str, path: Path, *, minimum: int = 0, maximum: int = 1, idle_s: float = 3600, **version: Any
+) -> dict[str, Any]:
+    """A model of one version over that file; `version` are further fields of it, its format `onnx` if none is given."""
     return {
         "apiVersion": "msm/v1",
         "kind": "Model",
         "metadata": {"name": name},
         "spec": {
-            "versions": [{"name": "v1", "uri": path.as_uri(), "format": "onnx"}],
+            "versions": [{"name": "v1", "uri": path.as_uri(), "format": "onnx", **version}],
             "scaling": {"min": minimum, "max": maximum, "idleSeconds": idle_s},
         },
     }

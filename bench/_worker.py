@@ -55,9 +55,9 @@ class Worker:
     def pids(self) -> list[int]:
         return [self.pid]
 
-    def load(self, name: str, path: Path, form: str, **more: Any) -> float:
+    def load(self, name: str, path: Path, **more: Any) -> float:
         """Load version v1 of a model; gives the seconds until it was there. Raises RuntimeError when it fails."""
-        spec = {"path": str(path), "format": form, "trusted": True, "predict_s": 1e-4, **more}
+        spec = {"path": str(path), "trusted": True, "predict_s": 1e-4, **more}
         return self._change(name, "load", {"parameters": spec})
 
     def unload(self, name: str) -> float:

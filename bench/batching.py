@@ -26,8 +26,8 @@ def measure(folder: Path, model: Path, rounds: int, seconds: float) -> list[dict
     }
     found = []
     with worker(folder) as running:
-        running.load("joined", model, "python")
-        running.load("alone", model, "python", parameters={"batching": False})
+        running.load("joined", model, format="python")
+        running.load("alone", model, format="python", parameters={"batching": False})
 
         def run(name: str, callers: int) -> Run:
             return load(running.address, asks[name], connections=callers, seconds=seconds, pids=running.pids)

@@ -42,7 +42,7 @@ def load_ms(running: Worker, prefix: str, paths: list[Path], form: str) -> float
     """The median time of a load call; what was loaded is unloaded again."""
     times = []
     for number, path in enumerate(paths):
-        times.append(running.load(f"{prefix}-{number}", path, form) * 1000)
+        times.append(running.load(f"{prefix}-{number}", path, format=form) * 1000)
         running.unload(f"{prefix}-{number}")
     return statistics.median(times)
 
@@ -51,12 +51,12 @@ def density(folder: Path, form: str, paths: list[Path]) -> list[Figure]:
     """Loads with 1 and with many present, and memory for each of the many."""
     timed, rest = paths[:TIMED], paths[TIMED:]
     with worker(folder, form) as running:
-        running.load("first", rest[0], form)
+        running.load("first", rest[0], format=form)
         few = load_ms(running, "few", timed, form)
         before = pss_bytes(running.pids)
         used = processor_time(running.pids)
         for number, path in enumerate(rest[1:]):
-            running.load(f"m{number}", path, form)
+            running.load(f"m{number}", path, format=form)
         used = (processor_time(running.pids) - used) / len(rest[1:]) * 1000
         each = (pss_bytes(running.pids) - before) / len(rest[1:]) / 2**20
         many = load_ms(running, "many", timed, form)
@@ -73,11 +73,11 @@ def density(folder: Path, form: str, paths: list[Path]) -> list[Figure]:
 def growth(folder: Path, paths: list[Path], cycles: int) -> list[Figure]:
     """The worker's memory after many loads and unloads, against its memory after the first of them."""
     with worker(folder, "cycles") as running:
-        running.load("kept", paths[0], "onnx")
+        running.load("kept", paths[0], format="onnx")
 
         def churn(rounds: int) -> int:
             for number in range(rounds):
-                running.load("passing", paths[1 + number % (len(paths) - 1)], "onnx")
+                running.load("passing", paths[1 + number % (len(paths) - 1)], format="onnx")
                 running.unload("passing")
             return pss_bytes(running.pids)
 

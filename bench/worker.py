@@ -6,7 +6,7 @@ import contextlib
 import statistics
 from pathlib import Path
 
-from bench._cases import IMAGE, IRIS, JSON, TINY, Case, cases, write_models
+from bench._cases import FORMATS, JSON, Case, cases, write_models
 from bench._gateway import run_folder, upstream
 from bench._h2load import Ask, Run, load
 from bench._limits import limits
@@ -15,7 +15,6 @@ from bench._worker import UnixConnection, Worker, worker
 from bench.figures import Figure
 
 GOALS_US = {"tiny ONNX network, REST JSON": 25.0}
-FORMATS = {TINY: "onnx", IRIS: "sklearn", IMAGE: "onnx"}
 
 
 def answer_size(running: Worker, case: Case) -> int:
@@ -43,8 +42,8 @@ def measure(folder: Path, models: dict[str, Path], rounds: int, seconds: float) 
         with on_cores(SERVER_CORE):
             socket, bare_pid = started.enter_context(upstream(folder))
         running = started.enter_context(worker(folder))
-        for name, form in FORMATS.items():
-            running.load(name, models[name], form)
+        for name, version in FORMATS.items():
+            running.load(name, models[name], **version)
         asked = [case.on_worker() for case in cases(folder / "bodies")]
         sizes = {case.name: answer_size(running, case) for case in asked}
         for case in asked:
