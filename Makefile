@@ -8,7 +8,7 @@ TORCH_VERSION := 2.13.0
 MINILM_VERSION := 0.1.0
 ARGS ?=
 
-.PHONY: quickstart test check fast lint types bench docs lock clean debian
+.PHONY: quickstart test check fast lint types bench bench-peers docs lock clean debian
 
 $(UV):
 	$(PY) -m venv $(VENV)
@@ -43,6 +43,10 @@ debian:  ## Debian packages that tests need; needs root, says so otherwise
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: $(VENV)/.dev  ## install other model servers below .peers and measure beside them
+	scripts/bench-peers
+	$(BIN)/python -m bench peers $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m scripts.docs

@@ -52,20 +52,25 @@ def write_models(folder: Path) -> dict[str, Path]:
     return {
         TINY: write_network(folder / "tiny.onnx", 7, LAYERS),
         IMAGE: write_identity(folder / "image.onnx", IMAGE_SHAPE),
-        IRIS: write_iris(folder / "iris.skops"),
-        f"{IRIS}.joblib": write_iris(folder / "iris.joblib"),
+        IRIS: store(fit_iris(), folder / "iris.skops"),
+        f"{IRIS}.joblib": store(fit_iris(), folder / "iris.joblib"),
     }
 
 
-def write_iris(path: Path) -> Path:
-    """A logistic regression of the iris data, stored as the file's name says."""
-    import joblib
-    import skops.io
+def fit_iris() -> Any:
+    """A logistic regression of the iris data."""
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
 
     features, kinds = load_iris(return_X_y=True)
-    fitted = LogisticRegression(max_iter=200).fit(features, kinds)
+    return LogisticRegression(max_iter=200).fit(features, kinds)
+
+
+def store(fitted: Any, path: Path) -> Path:
+    """Store an estimator as the file's name says: by skops or by joblib."""
+    import joblib
+    import skops.io
+
     (skops.io.dump if path.suffix == ".skops" else joblib.dump)(fitted, path)
     return path
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-import skops.io
-
-from bench._cases import LAYERS, write_iris
+from bench._cases import LAYERS, fit_iris, store
 from bench._gateway import run_folder
 from bench._models import write_network
 from bench._processor import processor_time, pss_bytes
@@ -27,14 +25,14 @@ def networks(folder: Path, count: int) -> list[Path]:
     return [write_network(folder / f"n{seed:05d}.onnx", seed, LAYERS) for seed in range(count)]
 
 
-def classifiers(folder: Path, count: int) -> list[Path]:
-    """Copies of the classifier as different artifacts."""
+def classifiers(folder: Path, count: int, suffix: str = ".skops") -> list[Path]:
+    """Different classifiers of the size of the one of the workloads, stored by skops or joblib."""
     folder.mkdir(parents=True)
-    fitted = skops.io.load(write_iris(folder / "first.skops"))
-    paths = [folder / f"c{number:05d}.skops" for number in range(count)]
+    fitted = fit_iris()
+    paths = [folder / f"c{number:05d}{suffix}" for number in range(count)]
     for number, path in enumerate(paths):
         fitted.coef_[0, 0] += number
-        skops.io.dump(fitted, path)
+        store(fitted, path)
     return paths
 
 
