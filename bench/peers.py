@@ -154,7 +154,6 @@ def run(quick: bool) -> list[Figure]:
     with run_folder() as folder:
         write_models(folder / "models")
         with contenders(folder, folder / "models") as servers:
-            found = measure(folder, servers, rounds, seconds)
             loading = [one for one in servers if one.more is not None]
             kinds = {"ONNX": networks(folder / "more", 201), "scikit-learn": classifiers(folder / "skops", 201)}
             stored = classifiers(folder / "joblib", 201, ".joblib")
@@ -162,7 +161,8 @@ def run(quick: bool) -> list[Figure]:
                 (kind, one.name): further(one, kind[:4], stored if one.name != WORKER and kind != "ONNX" else paths)
                 for kind, paths in kinds.items()
                 for one in loading
-            }
+            }  # before the load, whose garbage would hide what a model takes
+            found = measure(folder, servers, rounds, seconds)
     figures = [
         Figure(f"{name}: {server}", statistics.median(_value(name, one) for one in runs), _unit(name), "", None)
         for name, by_server in found.items()
