@@ -11,7 +11,7 @@ ARGS ?=
 # Also for what the tests and the examples import themselves.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check fast lint types bench docs lock clean debian
+.PHONY: quickstart test check fast lint types bench bench-peers docs lock clean debian
 
 $(UV):
 	$(PY) -m venv $(VENV)
@@ -46,6 +46,10 @@ debian:  ## Debian packages that tests need; needs root, says so otherwise
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: $(VENV)/.dev  ## install other model servers below .peers and measure beside them
+	scripts/bench-peers
+	$(BIN)/python -m bench peers $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m scripts.docs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench._processor import on_cores
 from msm.control.publisher import Publisher
 from msm.gateway.activation import ActivationServer
 from msm.gateway.bootstrap import GatewayConfig, typed
@@ -38,17 +38,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextlib.contextmanager
-def on_cores(cores: set[int]) -> Iterator[None]:
-    """Processes started inside run on these cores only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores & before or before)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def simple_envoy(address: dict[str, Any], route: dict[str, Any], clusters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,8 +73,8 @@ def envoy_of(document: dict[str, Any], name: str, folder: Path) -> Iterator[int]
 
 
 @contextlib.contextmanager
-def upstream(folder: Path) -> Iterator[str]:
-    """A worker that answers everything at once; gives its socket."""
+def upstream(folder: Path) -> Iterator[tuple[str, int]]:
+    """A worker that answers everything at once; gives its socket and process number."""
     path = str(folder / "upstream.sock")
     command = [sys.executable, "-m", "bench._upstream", path]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -93,7 +82,7 @@ def upstream(folder: Path) -> Iterator[str]:
     try:
         if process.stdout.readline() != "ready\n":
             raise RuntimeError("the upstream did not start")
-        yield path
+        yield path, process.pid
     finally:
         process.kill()
         process.wait()

@@ -89,6 +89,14 @@ class Mesh:
     def worker_pids(self) -> dict[str, int]:
         return {w["id"]: w["pid"] for w in self.node().get("workers", ()) if w.get("pid")}
 
+    def parts(self) -> dict[str, list[int]]:
+        """The process numbers of the node by what they are."""
+        status = self.node()
+        envoy, workers = [status["gateway"]["pid"]], [w["pid"] for w in status["workers"] if w.get("pid")]
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        others = {self.process.pid, *(child.pid for child in children)} - {*envoy, *workers}
+        return {"Envoy": envoy, "worker": workers, "node process": sorted(others)}
+
     def start(self) -> None:
         """Start the node process and wait until it answers."""
         (self.data / "node.json").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,31 @@ BODY = json.dumps(
 ).encode()
 
 
-def write_network(path: Path, seed: int, hidden: int = 16) -> Path:
-    """A perceptron FEATURES-hidden-3 with random weights."""
+def write_network(path: Path, seed: int, sizes: tuple[int, ...] = (FEATURES, 16, 3)) -> Path:
+    """A perceptron with random weights; `sizes` are the widths of its layers, inputs first."""
     random = np.random.default_rng(seed)
-    weights = {
-        "w1": random.normal(size=(FEATURES, hidden)),
-        "b1": random.normal(size=hidden),
-        "w2": random.normal(size=(hidden, 3)),
-        "b2": random.normal(size=3),
-    }
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["h0"]),
-        helper.make_node("Add", ["h0", "b1"], ["h1"]),
-        helper.make_node("Relu", ["h1"], ["h2"]),
-        helper.make_node("MatMul", ["h2", "w2"], ["h3"]),
-        helper.make_node("Add", ["h3", "b2"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "perceptron",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, FEATURES])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 3])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
+    nodes, weights, above = [], [], "x"
+    for layer, (before, after) in enumerate(itertools.pairwise(sizes), 1):
+        last = layer == len(sizes) - 1
+        for name, shape in ((f"w{layer}", (before, after)), (f"b{layer}", (after,))):
+            weights.append(numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name))
+        nodes.append(helper.make_node("MatMul", [above, f"w{layer}"], [f"m{layer}"]))
+        nodes.append(helper.make_node("Add", [f"m{layer}", f"b{layer}"], ["y" if last else f"a{layer}"]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [f"a{layer}"], [f"r{layer}"]))
+        above = f"r{layer}"
+    return _write(path, nodes, ("x", [None, sizes[0]]), ("y", [None, sizes[-1]]), weights)
+
+
+def write_identity(path: Path, shape: tuple[int, ...]) -> Path:
+    """A graph that gives rows of `shape` back as they came."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return _write(path, [node], ("x", [None, *shape]), ("y", [None, *shape]), [])
+
+
+def _write(path: Path, nodes: list[Any], takes: tuple, gives: tuple, weights: list[Any]) -> Path:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (takes, gives)]
+    graph = helper.make_graph(nodes, "network", values[:1], values[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path
@@ -49,14 +52,16 @@ def write_networks(folder: Path, count: int) -> list[Path]:
     return [write_network(folder / f"n{seed:05d}.onnx", seed) for seed in range(count)]
 
 
-def manifest(name: str, path: Path, *, minimum: int = 0, maximum: int = 1, idle_s: float = 3600) -> dict[str, Any]:
-    """A model of one version over that file."""
+def manifest(
+    name: str, path: Path, *, minimum: int = 0, maximum: int = 1, idle_s: float = 3600, **version: Any
+) -> dict[str, Any]:
+    """A model of one version over that file; `version` are further fields of it, its format `onnx` if none is given."""
     return {
         "apiVersion": "msm/v1",
         "kind": "Model",
         "metadata": {"name": name},
         "spec": {
-            "versions": [{"name": "v1", "uri": path.as_uri(), "format": "onnx"}],
+            "versions": [{"name": "v1", "uri": path.as_uri(), "format": "onnx", **version}],
             "scaling": {"min": minimum, "max": maximum, "idleSeconds": idle_s},
         },
     }

@@ -14,7 +14,6 @@ from bench._gateway import (
     envoy_of,
     free_port,
     gateway,
-    on_cores,
     plan,
     run_command,
     run_folder,
@@ -22,6 +21,7 @@ from bench._gateway import (
     upstream,
     wait_for,
 )
+from bench._processor import on_cores, processor_time
 from bench.figures import Figure
 
 PLAIN = "/v2/models/iris/infer"
@@ -55,12 +55,6 @@ class Rate:
     cpu_us: float
 
 
-def processor_time(pid: int) -> float:
-    """Seconds that all threads of a process have run."""
-    times = (task / "schedstat" for task in Path(f"/proc/{pid}/task").iterdir())
-    return sum(int(path.read_text().split()[0]) for path in times) / 1e9
-
-
 @dataclass(frozen=True)
 class Proxy:
     """What is put under load."""
@@ -72,7 +66,7 @@ class Proxy:
 
 async def throughput(proxy: Proxy, script: Path, seconds: int) -> Rate:
     """One run of load; raises when any answer is not a success."""
-    before = processor_time(proxy.pid)
+    before = processor_time([proxy.pid])
     url = f"http://127.0.0.1:{proxy.port}{proxy.path}"
     with on_cores(OTHER_CORE):
         said = await run_command("wrk", "-t1", "-c32", f"-d{seconds}s", "-s", str(script), url)
@@ -81,7 +75,7 @@ async def throughput(proxy: Proxy, script: Path, seconds: int) -> Rate:
     rate, count = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"(\d+) requests in", said)
     assert rate is not None
     assert count is not None
-    return Rate(float(rate.group(1)), (processor_time(proxy.pid) - before) / int(count.group(1)) * 1e6)
+    return Rate(float(rate.group(1)), (processor_time([proxy.pid]) - before) / int(count.group(1)) * 1e6)
 
 
 async def measure(folder: Path, rounds: int, seconds: int) -> list[tuple[Rate, Rate, Rate]]:
@@ -91,7 +85,7 @@ async def measure(folder: Path, rounds: int, seconds: int) -> list[tuple[Rate, R
     port = free_port()
     with contextlib.ExitStack() as running:
         with on_cores(OTHER_CORE):
-            socket = running.enter_context(upstream(folder))
+            socket, _ = running.enter_context(upstream(folder))
         with on_cores(PROXY_CORE):
             pid = running.enter_context(envoy_of(bare_router(port, socket), "bare", folder))
         async with gateway(folder, PROXY_CORE) as full:

@@ -93,5 +93,5 @@ async def measure(folder: Path, socket: str, registered: int, hot_count: int, ch
 
 def run(quick: bool) -> list[Figure]:
     registered, hot, changes = (10_000, 500, 100) if quick else (100_000, 2_000, 500)
-    with run_folder() as folder, upstream(folder) as socket:
+    with run_folder() as folder, upstream(folder) as (socket, _):
         return asyncio.run(measure(folder, socket, registered, hot, changes))

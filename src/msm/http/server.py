@@ -26,13 +26,16 @@ log = logging.getLogger(__name__)
 MAX_HEAD: Final = 64 * 1024
 LINGER_S: Final = 2.0
 _MAX_BACKLOG: Final = 64 * 1024
+_MAX_SEEN: Final = 4096
+_CHUNKED: Final = -1
 
 
 class Request:
     """One request, answered exactly once by `respond`.
 
     `done` becomes true with the answer or when the client has gone: what still waits for it may then be dropped.
-    `task`, when set, is cancelled if the client goes.
+    `task`, when set, is cancelled if the client goes. `headers` may be those of an earlier request with the same head:
+    they are only read.
     """
 
     __slots__ = ("_connection", "body", "done", "headers", "method", "path", "task")
@@ -111,7 +114,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_backlog", "_body", "_close", "_feeding", "_head", "_lingering", "_listener", "_paused", "_request",
-        "_transport",
+        "_seen", "_transport",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
@@ -119,6 +122,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._request: Request | None = None  # being read, or being worked on
         self._body: Body | None = None  # of the request being read
+        self._seen: tuple[bytes, Head, int] | None = None  # the last head, and what was read from it: callers repeat it
         self._head = bytearray()  # an unfinished head
         self._backlog = bytearray()  # what came while a request was being worked on
         self._close = self._lingering = self._paused = self._feeding = False
@@ -217,27 +221,33 @@ class Connection(asyncio.Protocol):
             if max(len(self._head), index) > MAX_HEAD:
                 raise InputTooLarge(f"the head of the request is over {MAX_HEAD} bytes", reason="head_too_large")
             return b""
-        head = parse(data[: index + 2], self._listener.known)
+        text = data[: index + 2]
+        seen = self._seen
+        if seen is None or seen[0] != text:
+            head = parse(text, self._listener.known)
+            self._request = Request(self, head)  # a mistake in the framing is answered in the request's protocol
+            seen = text, head, self._framing(head.headers)
+            self._seen = seen if index < _MAX_SEEN else None
+        _, head, size = seen
         if head.last:
             self._close = True
         request = self._request = Request(self, head)
-        body = self._framing(request.headers)
         rest = index + 4
-        if body is None:
+        if not size:
             self._dispatch(request)
             return data[rest:] if rest < len(data) else b""
-        if type(body) is SizedBody and len(data) - rest >= body.size:  # the usual case: all of it is here
-            end = rest + body.size
+        end = rest + size
+        if size > 0 and len(data) >= end:  # the usual case: all of it is here
             request.body = data[rest:end]
             self._dispatch(request)
             return data[end:] if end < len(data) else b""
-        if type(body) is ChunkedBody:
+        if size == _CHUNKED:
             whole = single_chunk(data, rest, self._listener.max_body)
             if whole is not None:
                 request.body = whole
                 self._dispatch(request)
                 return b""
-        self._body = body
+        self._body = ChunkedBody(self._listener.max_body) if size == _CHUNKED else SizedBody(size)
         if b"expect" in request.headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return data[rest:]
@@ -262,8 +272,8 @@ class Connection(asyncio.Protocol):
             log.exception("a request could not be handled")
             request.respond(self._listener.refuse(request, Internal("the request could not be handled")))
 
-    def _framing(self, headers: dict[bytes, bytes]) -> Body | None:
-        """How the body of a request comes, None when there is none."""
+    def _framing(self, headers: dict[bytes, bytes]) -> int:
+        """The bytes of a request's body, `_CHUNKED` when only its chunks tell."""
         limit = self._listener.max_body
         length = headers.get(b"content-length")
         coding = headers.get(b"transfer-encoding")
@@ -272,15 +282,15 @@ class Connection(asyncio.Protocol):
                 raise InvalidInput("content-length and transfer-encoding exclude each other", reason="bad_framing")
             if coding.lower() != b"chunked":
                 raise Unsupported("the only transfer-encoding that is offered is chunked", reason="transfer_encoding")
-            return ChunkedBody(limit)
+            return _CHUNKED
         if length is None:
-            return None
+            return 0
         if not length.isdigit() or len(length) > 15:
             raise InvalidInput("content-length is not a number of bytes", reason="bad_framing")
         size = int(length)
         if size > limit:
             raise InputTooLarge(f"the body has {size} bytes, the limit is {limit}")
-        return SizedBody(size) if size else None
+        return size
 
     def _fail(self, error: MsmError) -> None:
         """Answer a request that can't be read on, and close.

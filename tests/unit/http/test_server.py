@@ -142,6 +142,27 @@ def test_headers_are_known_by_their_whole_name_in_any_case_and_keep_their_value(
     }  # fmt: skip
 
 
+@given(st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.booleans(), st.integers(0, 3)), min_size=1, max_size=12))
+def test_heads_that_repeat_on_a_connection_give_what_they_say_each_time(calls: list[tuple[str, bool, int]]) -> None:
+    pieces = []
+    for path, in_chunks, size in calls:
+        framing = "transfer-encoding: chunked" if in_chunks else f"content-length: {size}"
+        body = chunked(b"x" * size, [size]) if in_chunks else b"x" * size
+        pieces.append(f"POST {path} HTTP/1.1\r\n{framing}\r\n\r\n".encode() + body)
+    seen, wire = serve(pieces)
+    assert seen == [(b"POST", path.encode(), b"x" * size) for path, _, size in calls]
+    assert len(wire.written) == len(calls)
+
+
+def test_a_wrong_head_after_good_ones_on_its_connection_is_refused() -> None:
+    good = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\nx"
+    bad = b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx"
+    seen, wire = serve([good, good, bad, good])
+    assert len(seen) == 2
+    assert wire.written[2].startswith(b"HTTP/1.1 400 ")
+    assert len(wire.written) == 3
+
+
 def test_a_client_that_waits_for_permission_to_send_gets_it() -> None:
     head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
     seen, wire = serve([head, b"{}"])
