@@ -28,7 +28,7 @@ class CatBoostFormat(BoostedFormat):
     """CatBoost's binary format."""
 
     name = "catboost"
-    libraries = ("catboost",)
+    libraries: tuple[str, ...] = ("catboost",)
 
     def looks_like(self, file: Path) -> bool:
         return head(file, 4) == b"CBM1"

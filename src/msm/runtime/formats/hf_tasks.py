@@ -49,9 +49,7 @@ def _text_classification(pipeline: Any, options: LoadOptions) -> Task:
     signature = Signature((_TEXT,), (Tensor("label", "BYTES", shape), Tensor("score", "FP32", shape)))
 
     def run(pipe: Any, inputs: dict[str, Array]) -> Mapping[str, Any]:
-        answers = pipe(
-            strings("text", inputs["text"]), truncation=True, top_k=top or 1, batch_size=_ROWS_AT_ONCE
-        )
+        answers = pipe(strings("text", inputs["text"]), truncation=True, top_k=top or 1, batch_size=_ROWS_AT_ONCE)
         return {key: column.reshape(len(answers), *shape[1:]) for key, column in _ranked(answers).items()}
 
     return Task(signature, run)
@@ -122,7 +120,10 @@ def _plain(value: Any) -> Any:
 def _fill_mask(pipeline: Any, options: LoadOptions) -> Task:
     top = _top_k(options, pipeline.model.config.vocab_size, 5)
     names = {"token": "token_str", "sequence": "sequence"}
-    outputs = (*(Tensor(name, "BYTES", (-1, int(top or 5))) for name in names), Tensor("score", "FP32", (-1, int(top or 5))))
+    outputs = (
+        *(Tensor(name, "BYTES", (-1, int(top or 5))) for name in names),
+        Tensor("score", "FP32", (-1, int(top or 5))),
+    )
     mask = pipeline.tokenizer.mask_token
 
     def run(pipe: Any, inputs: dict[str, Array]) -> Mapping[str, Any]:
@@ -146,9 +147,7 @@ def _feature_extraction(pipeline: Any, options: LoadOptions) -> Task:
     outputs = (Tensor("last_hidden_state", "FP32", (-1, -1, width)), Tensor("attention_mask", "INT64", (-1, -1)))
 
     def run(pipe: Any, inputs: dict[str, Array]) -> Mapping[str, Any]:
-        tokens = pipe.tokenizer(
-            strings("text", inputs["text"]), return_tensors="pt", padding=True, truncation=True
-        )
+        tokens = pipe.tokenizer(strings("text", inputs["text"]), return_tensors="pt", padding=True, truncation=True)
         hidden = pipe.model(**tokens).last_hidden_state
         return {"last_hidden_state": hidden.numpy(), "attention_mask": tokens["attention_mask"].numpy()}
 
@@ -157,19 +156,35 @@ def _feature_extraction(pipeline: Any, options: LoadOptions) -> Task:
 
 def _text_generation(pipeline: Any, options: LoadOptions) -> Task:
     full = bool(parameter(options, "return_full_text", bool, True))
-    settings = {"do_sample": False, **(parameter(options, "generation", dict, None) or {})}
-    if "max_length" not in settings:
-        settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
+    settings: dict[str, Any] = {"do_sample": False, **(parameter(options, "generation", dict, None) or {})}
+    wanted = settings.pop("max_new_tokens", _MAX_NEW_TOKENS)
+    if type(wanted) is not int or wanted < 1 or "max_length" in settings:
+        raise InvalidInput(
+            "parameter 'generation' must bound the answer by max_new_tokens, a whole number from 1",
+            reason="invalid_parameter",
+        )
 
     def run(pipe: Any, inputs: dict[str, Array]) -> Mapping[str, Any]:
-        texts = strings("text", inputs["text"])
-        if not all(texts):
-            raise InvalidInput("a text to go on from must not be empty", reason="empty_text")
         # One by one: a neighbour's padding must not change what is generated.
-        answers = [pipe(text, return_full_text=full, **settings)[0]["generated_text"] for text in texts]
-        return {"generated_text": objects([answer.encode() for answer in answers])}
+        answers = []
+        for text in strings("text", inputs["text"]):
+            room = min(wanted, _room(pipe, text))
+            found = pipe(text, return_full_text=full, max_new_tokens=room, **settings)
+            answers.append(found[0]["generated_text"].encode())
+        return {"generated_text": objects(answers)}
 
     return Task(Signature((_TEXT,), (Tensor("generated_text", "BYTES", (-1,)),)), run)
+
+
+def _room(pipe: Any, text: str) -> int:
+    """How many tokens the network can add to a text. Raises InvalidInput when there are none."""
+    count = len(pipe.tokenizer(text)["input_ids"])
+    longest = pipe.tokenizer.model_max_length
+    if not 0 < count < longest:
+        raise InvalidInput(
+            f"a text to go on from must have from 1 to {longest - 1} tokens, got {count}", reason="text_length"
+        )
+    return int(longest - count)
 
 
 def _top_k(options: LoadOptions, most: int, default: int | None) -> int | None:

@@ -105,7 +105,9 @@ class HuggingFaceFormat:
                 str(path), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise LoadFailed(f"the tokenizer could not be read: {first_line(error)}", reason="corrupt_artifact") from error
+            raise LoadFailed(
+                f"the tokenizer could not be read: {first_line(error)}", reason="corrupt_artifact"
+            ) from error
         network = transformer.pretrained(getattr(transformers, _LOADERS[name]), path, options)
         _fit(tokenizer, config)
         pipeline = transformers.pipeline(name, model=network, tokenizer=tokenizer, device="cpu")

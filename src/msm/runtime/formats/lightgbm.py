@@ -17,7 +17,7 @@ class LightGBMFormat(BoostedFormat):
     """LightGBM's text format."""
 
     name = "lightgbm"
-    libraries = ("lightgbm",)
+    libraries: tuple[str, ...] = ("lightgbm",)
 
     def looks_like(self, file: Path) -> bool:
         return head(file, 64).startswith((b"tree\nversion=", b"tree\r\nversion="))

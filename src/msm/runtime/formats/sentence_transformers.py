@@ -4,8 +4,8 @@ The folder's `modules.json` names the steps: a transformer (config.json, model.s
 pooling, then possibly dense layers and normalisation. Text is cut at the folder's own length. Weights must be
 safetensors unless the version is trusted; nothing is ever fetched from the network, no code of the folder runs.
 
-Input: `text`, BYTES [-1] (UTF-8). Output: `embedding`, FP32 [-1, dimension]. Parameter `prompt` names one of the prompts
-in `config_sentence_transformers.json` to be put before each text; else its default one, if any.
+Input: `text`, BYTES [-1] (UTF-8). Output: `embedding`, FP32 [-1, dimension]. Parameter `prompt` names one of the
+prompts in `config_sentence_transformers.json` to be put before each text; else its default one, if any.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class EmbeddingModel:
 
     def __init__(self, tokenizer: Any, encode: Callable[[Any, Any], Any], padding: int, prompt: str) -> None:
         dimension = _dimension(encode)
-        self.signature = Signature(
-            (Tensor("text", "BYTES", (-1,)),), (Tensor("embedding", "FP32", (-1, dimension)),)
-        )
+        self.signature = Signature((Tensor("text", "BYTES", (-1,)),), (Tensor("embedding", "FP32", (-1, dimension)),))
         self._tokenizer = tokenizer
         self._encode = encode
         self._dimension = dimension
@@ -207,7 +205,9 @@ def _step(kind: str, folder: Path, load_file: Callable[[str], dict[str, Any]]) -
         "Sigmoid": torch.sigmoid,
     }  # fmt: skip
     if name not in activations:
-        raise Unsupported(f"a dense layer has the activation {name[:50]!r}, which is not offered", reason="unknown_step")
+        raise Unsupported(
+            f"a dense layer has the activation {name[:50]!r}, which is not offered", reason="unknown_step"
+        )
     file = folder / "model.safetensors"
     if not file.is_file():
         raise LoadFailed("a dense layer has no model.safetensors", reason="unsafe_format")

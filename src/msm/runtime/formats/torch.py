@@ -138,7 +138,9 @@ class TorchFormat:
         except (MsmError, MemoryError, ImportError):
             raise
         except Exception as error:
-            raise LoadFailed(f"the PyTorch file could not be read: {first_line(error)}", reason="corrupt_artifact") from error
+            raise LoadFailed(
+                f"the PyTorch file could not be read: {first_line(error)}", reason="corrupt_artifact"
+            ) from error
         if not isinstance(network, torch.nn.Module):
             raise LoadFailed(
                 f"the file holds {type(network).__name__}, which is no network: store it by torch.export.save",
@@ -195,8 +197,7 @@ def _exported(program: Any, declared: Signature | None) -> TorchModel:
     order = [tensor.name for tensor in inputs]
     leaves = [_graph_value(values, output) for output in program.graph_signature.user_outputs]
     outputs = tuple(
-        _described(name, value)
-        for name, value in _leaves(pytree.tree_unflatten(leaves, program.call_spec.out_spec))
+        _described(name, value) for name, value in _leaves(pytree.tree_unflatten(leaves, program.call_spec.out_spec))
     )
     found = Signature(inputs, tuple(_as_given(tensor) for tensor in outputs))
     signature = _agreed(declared, found)
@@ -212,7 +213,9 @@ def _exported(program: Any, declared: Signature | None) -> TorchModel:
         name: [None if isinstance(size, int) else str(size) for size in values[theirs].shape]
         for name, theirs in zip(ours, order, strict=True)
     }
-    ranges = {str(symbol): (_bound(r.lower), _bound(r.upper)) for symbol, r in program.range_constraints.items()}
+    ranges = {
+        str(symbol): (_bound(r.lower, 0), _bound(r.upper, 2**63)) for symbol, r in program.range_constraints.items()
+    }
     return TorchModel(call, signature, exact_outputs=True, limits=Limits(dimensions, ranges))
 
 
@@ -236,12 +239,12 @@ def _as_given(tensor: Tensor) -> Tensor:
     return Tensor(tensor.name, "FP32", tensor.shape) if tensor.datatype == "BF16" else tensor
 
 
-def _bound(value: Any) -> int:
-    """A bound of a range as a number; what is unbounded becomes larger than any tensor."""
+def _bound(value: Any, unbounded: int) -> int:
+    """A bound of a range as a number."""
     try:
         return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return 2**63
+    except (TypeError, ValueError, OverflowError, AttributeError):  # each kind of infinity has its own
+        return unbounded
 
 
 def _agreed(declared: Signature | None, found: Signature) -> Signature:

@@ -29,7 +29,7 @@ class XGBoostFormat(BoostedFormat):
     """XGBoost's UBJSON and JSON."""
 
     name = "xgboost"
-    libraries = ("xgboost",)
+    libraries: tuple[str, ...] = ("xgboost",)
 
     def looks_like(self, file: Path) -> bool:
         start = head(file)
