@@ -39,6 +39,11 @@ class LightGBMFormat(BoostedFormat):
 
 
 def _check_whole(file: Path) -> None:
-    """The library reads over the end of a file that was cut off: refuse one without its end mark."""
-    if b"end of trees" not in file.read_bytes():
-        raise LoadFailed("the LightGBM model is cut off: its end mark is missing", reason="corrupt_artifact")
+    """The library reads over the end of a file that was cut off, and crashes: refuse one without its end marks."""
+    content = file.read_bytes()
+    for part, mark in ((b"tree", b"\nend of trees"), (b"\nparameters:", b"\nend of parameters")):
+        if part in content and mark not in content:
+            raise LoadFailed(
+                f"the LightGBM model is cut off: its mark {mark.decode().strip()!r} is missing",
+                reason="corrupt_artifact",
+            )

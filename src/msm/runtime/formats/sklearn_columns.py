@@ -28,9 +28,28 @@ def takes_names(estimator: Any) -> bool:
 
 
 def columns(estimator: Any) -> tuple[Tensor, ...]:
-    """One tensor of shape [-1] for each column that the estimator was fitted with, in that order."""
+    """One tensor of shape [-1] for each column that the estimator uses, in the order of fitting.
+
+    A column that the ColumnTransformer drops need not come, and of what type it was is not known.
+    """
     kinds = dict(_kinds(estimator))
-    return tuple(Tensor(name, _datatype(kinds.get(name)), (-1,)) for name in _names(estimator))
+    used = _used(estimator)
+    return tuple(Tensor(name, _datatype(kinds.get(name)), (-1,)) for name in _names(estimator) if name in used)
+
+
+def _used(estimator: Any) -> set[str]:
+    first = estimator
+    while steps := getattr(first, "steps", None):
+        first = steps[0][1]
+    names = _names(first)
+    if not hasattr(first, "transformers_"):
+        return set(_names(estimator))
+    kept = [chosen for _, transformer, chosen in first.transformers_ if not _is_drop(transformer)]
+    return {name for chosen in kept for name in _chosen(names, chosen)}
+
+
+def _is_drop(transformer: Any) -> bool:
+    return isinstance(transformer, str) and transformer == "drop"
 
 
 def example(estimator: Any, inputs: Sequence[Tensor]) -> dict[str, Array]:
@@ -102,7 +121,7 @@ def _listed(chosen: Any) -> list[Any]:
 def _chosen(names: Sequence[str], chosen: Any) -> list[str]:
     """The names of the columns that an entry of a ColumnTransformer takes."""
     listed = _listed(chosen)
-    if all(isinstance(column, str) for column in listed):
+    if not isinstance(chosen, slice) and all(isinstance(column, str) for column in listed):
         return listed
     try:
         return [str(name) for name in np.asarray(names, object)[chosen if isinstance(chosen, slice) else listed]]

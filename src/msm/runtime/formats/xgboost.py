@@ -18,11 +18,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from msm.kit.errors import InvalidInput
+from msm.kit.errors import InvalidInput, LoadFailed
+from msm.runtime.formats import ubjson
 from msm.runtime.formats.base import Array, LoadOptions, head, parameter
 from msm.runtime.formats.boosting import BoostedFormat, BoostedModel, broken, matrix_model, one_input
 
-_START: Final = re.compile(rb'\{(\s*"(learner|Config|version)"\s*:|[L$#Uil\0]*(\x07learner|\x06Config|\x07version))')
+_JSON: Final = re.compile(rb'\{\s*"(learner|Config|version)"\s*:')
+_JSON_LEARNER: Final = re.compile(rb'"learner"\s*:\s*\{')
+_UBJSON: Final = re.compile(rb"\{[L$#Uil\0]*(\x07learner|\x06Config|\x07version)")
 
 
 class XGBoostFormat(BoostedFormat):
@@ -33,15 +36,20 @@ class XGBoostFormat(BoostedFormat):
 
     def looks_like(self, file: Path) -> bool:
         start = head(file)
-        return _START.match(start) is not None and b"learner" in start
+        if _JSON.match(start):
+            return _JSON_LEARNER.search(start) is not None
+        return _UBJSON.match(start) is not None and b"learner" in start
 
     def read(self, file: Path, options: LoadOptions) -> BoostedModel:
         import xgboost
 
+        content = file.read_bytes()
+        if not (content.rstrip().endswith(b"}") if _JSON.match(content) else ubjson.is_whole(content)):
+            raise LoadFailed("the XGBoost model is cut off or broken", reason="corrupt_artifact")
         booster = xgboost.Booster({"nthread": 1})
         try:
             # The library tells the formats apart by the file's name, so it is given the bytes.
-            booster.load_model(bytearray(file.read_bytes()))
+            booster.load_model(bytearray(content))
         except xgboost.core.XGBoostError as error:
             raise broken("XGBoost", error) from error
         booster.set_param({"nthread": 1})

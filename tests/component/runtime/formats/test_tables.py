@@ -34,7 +34,7 @@ TABLE = pd.DataFrame(
     }
 )
 TARGET = [0, 1, 1, 1, 0, 0, 1, 1]
-EXPECTED = [("age", "FP64"), ("sex", "BYTES"), ("class", "INT64"), ("note", "BYTES"), ("unused", "FP64")]
+EXPECTED = [("age", "FP64"), ("sex", "BYTES"), ("class", "INT64"), ("note", "BYTES")]
 
 
 def _pipeline() -> Any:
@@ -65,7 +65,7 @@ def test_a_pipeline_tells_its_columns_and_answers_as_with_the_data_frame(tmp_pat
     loaded = formats.load(tmp_path / stored, None, LoadOptions(trusted=stored == "m.joblib"))
     assert loaded.format == "sklearn"
     assert [(t.name, t.datatype) for t in loaded.model.signature.inputs] == EXPECTED
-    inputs = _tensors(TABLE.assign(unused=0.0))
+    inputs = _tensors(TABLE.drop(columns="unused"))
     given = loaded.model.predict(inputs)
     np.testing.assert_allclose(given["predict_proba"], trained.predict_proba(TABLE), rtol=1e-12)
     np.testing.assert_array_equal(given["predict"], trained.predict(TABLE))
@@ -78,7 +78,6 @@ def test_columns_through_a_worker(worker: WorkerProcess, tmp_path: Path) -> None
     inputs = [
         tensor("age", "FP64", [2], [30.5, 4]), tensor("sex", "BYTES", [2], ["f", "m"]),
         tensor("class", "INT64", [2], [1, 3]), tensor("note", "BYTES", [2], ["cabin c85", "child"]),
-        tensor("unused", "FP64", [2], [0, 0]),
     ]  # fmt: skip
     outputs = worker.infer("default/table/v1", *inputs).json()["outputs"]
     asked = pd.DataFrame(
@@ -88,14 +87,15 @@ def test_columns_through_a_worker(worker: WorkerProcess, tmp_path: Path) -> None
     np.testing.assert_allclose(np.reshape(outputs[1]["data"], (2, 2)), expected, rtol=1e-9)
 
 
-def test_a_declared_signature_may_leave_out_what_is_not_used(tmp_path: Path) -> None:
+def test_a_declared_signature_gives_the_columns(tmp_path: Path) -> None:
     skops.io.dump(_pipeline(), tmp_path / "m.skops")
     signature = Signature(
-        tuple(Tensor(name, kind, (-1,)) for name, kind in EXPECTED[:4]),  # type: ignore[arg-type]
+        (*(Tensor(name, kind, (-1, 1)) for name, kind in EXPECTED), Tensor("unused", "BYTES", (-1,), optional=True)),  # type: ignore[arg-type]
         (Tensor("predict", "INT64", (-1,)), Tensor("predict_proba", "FP64", (-1, 2))),
     )
     model = formats.load(tmp_path / "m.skops", None, LoadOptions(signature=signature)).model
-    given = model.predict(_tensors(TABLE.drop(columns="unused")))
+    inputs = _tensors(TABLE)
+    given = model.predict({name: inputs[name].reshape(-1, 1) for name, _ in EXPECTED})
     np.testing.assert_allclose(given["predict_proba"], _pipeline().predict_proba(TABLE), rtol=1e-12)
 
 
@@ -112,7 +112,7 @@ def test_one_column_is_a_data_frame_too(tmp_path: Path, select: Any) -> None:
 def test_a_column_of_another_shape_is_the_clients_mistake(tmp_path: Path) -> None:
     joblib.dump(_pipeline(), tmp_path / "m")
     model: LoadedModel = formats.load(tmp_path / "m", None, LoadOptions(trusted=True)).model
-    inputs = _tensors(TABLE.assign(unused=0.0))
+    inputs = _tensors(TABLE.drop(columns="unused"))
     with pytest.raises(InvalidInput, match="rows"):
         model.predict({**inputs, "class": inputs["class"][:3]})
     with pytest.raises(InvalidInput, match="one value in each row"):
