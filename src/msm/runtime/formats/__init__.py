@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from msm.kit.errors import LoadFailed, MsmError, Unsupported
 from msm.runtime.formats.base import Format, LoadedModel, LoadOptions, Prepared, first_line
+
+log = logging.getLogger(__name__)
 
 GROUP = "msm.formats"
 
@@ -25,8 +28,20 @@ class Loaded:
 
 @cache
 def known() -> dict[str, Format]:
-    """All formats by name, in alphabetical order."""
-    return {entry.name: entry.load()() for entry in sorted(entry_points(group=GROUP))}
+    """All formats by name, in alphabetical order.
+
+    Of two with the same name ours stays; one that cannot be imported is left out, so that it harms no other.
+    """
+    found: dict[str, Format] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (not entry.value.startswith("msm."), entry.name)):
+        if entry.name in found:
+            log.error("a format of this name is there already", extra={"format": entry.name, "entry": entry.value})
+            continue
+        try:
+            found[entry.name] = entry.load()()
+        except Exception:
+            log.exception("a format cannot be used", extra={"format": entry.name, "entry": entry.value})
+    return dict(sorted(found.items()))
 
 
 def recognise(path: Path) -> Format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -96,6 +97,44 @@ def files(path: Path) -> Iterator[Path]:
     elif path.is_dir():
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
         yield from (entry for entry in entries[:MAX_FILES] if entry.is_file())
+
+
+def loose_files(path: Path) -> Iterator[Path]:
+    """The files by whose content an artifact may be recognised: none for a folder that says itself what it is.
+
+    A folder of MLflow, of a transformer or with a class `Model` holds files that alone would be of another format.
+    """
+    if not path.is_dir() or not (is_mlflow(path) or is_transformer(path) or is_python(path)):
+        yield from files(path)
+
+
+def is_mlflow(path: Path) -> bool:
+    """Whether a folder is one that MLflow wrote."""
+    file = path / "MLmodel"
+    return file.is_file() and b"flavors:" in file.read_bytes()
+
+
+def is_transformer(path: Path) -> bool:
+    """Whether a folder holds a transformer with its weights, as the Hugging Face libraries store it."""
+    return "architectures" in read_json(path / "config.json") and any(
+        file.name.startswith(("model", "pytorch_model")) and file.name.endswith((".safetensors", ".bin"))
+        for file in files(path)
+    )
+
+
+def is_python(path: Path) -> bool:
+    """Whether a folder holds `model.py` with a class `Model`."""
+    file = path / "model.py"
+    return file.is_file() and re.search(rb"^class Model\b", file.read_bytes(), re.MULTILINE) is not None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is none."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def head(path: Path, size: int = 4096) -> bytes:

@@ -7,63 +7,43 @@ Input: `input-0`, FP64 [-1, number of features] (other numeric datatypes are acc
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from msm.kit.errors import LoadFailed
-from msm.runtime.formats.base import NUMERIC, Array, LoadOptions, files, head, missing_library, single, zeros
-from msm.runtime.formats.boosting import one_input, one_output
-from msm.runtime.signature import Signature
+from msm.runtime.formats.base import Array, LoadOptions, head
+from msm.runtime.formats.boosting import BoostedFormat, BoostedModel, broken, matrix_model, one_input
 
 
-class LightGBMModel:
-    """A booster and the names of its tensors."""
-
-    exact_outputs = True
-    may_block = False
-
-    def __init__(self, booster: Any, signature: Signature) -> None:
-        self.signature = signature
-        self.accepts = NUMERIC
-        self._booster = booster
-        self._input = signature.inputs[0].name
-        self._output = signature.outputs[0].name
-
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Predict the rows."""
-        return {self._output: self._booster.predict(inputs[self._input], num_threads=1)}
-
-
-class LightGBMFormat:
+class LightGBMFormat(BoostedFormat):
     """LightGBM's text format."""
 
     name = "lightgbm"
     libraries: tuple[str, ...] = ("lightgbm",)
 
-    def sniff(self, path: Path) -> bool:
-        return any(_looks_like(file) for file in files(path))
+    def looks_like(self, file: Path) -> bool:
+        return head(file, 64).startswith((b"tree\nversion=", b"tree\r\nversion="))
 
-    def load(self, path: Path, options: LoadOptions) -> LightGBMModel:
-        try:
-            import lightgbm
-        except ImportError as error:
-            raise missing_library(self.name, "lightgbm", error) from error
-        file = single(path, self.name, [found for found in files(path) if _looks_like(found)])
+    def read(self, file: Path, options: LoadOptions) -> BoostedModel:
+        import lightgbm
+
         _check_whole(file)
         try:
             booster = lightgbm.Booster(model_file=str(file))
         except lightgbm.basic.LightGBMError as error:
-            raise LoadFailed("the LightGBM model is broken or of a newer version", reason="corrupt_artifact") from error
-        inputs = one_input(options.signature, "FP64", booster.num_feature())
-        trial = booster.predict(zeros(Signature(inputs))[inputs[0].name], num_threads=1)
-        return LightGBMModel(booster, Signature(inputs, one_output(options.signature, trial)))
+            raise broken("LightGBM", error) from error
 
+        def compute(rows: Array) -> tuple[Array]:
+            return (booster.predict(rows, num_threads=1),)
 
-def _looks_like(file: Path) -> bool:
-    start = head(file, 64)
-    return start.startswith((b"tree\nversion=", b"tree\r\nversion="))
+        matrix = one_input(options.signature, "FP64", booster.num_feature())
+        return matrix_model(booster, compute, matrix, ["predict"], options.signature)
 
 
 def _check_whole(file: Path) -> None:
-    """The library reads over the end of a file that was cut off: refuse one without its end mark."""
-    if b"end of trees" not in file.read_bytes():
-        raise LoadFailed("the LightGBM model is cut off: its end mark is missing", reason="corrupt_artifact")
+    """The library reads over the end of a file that was cut off, and crashes: refuse one without its end marks."""
+    content = file.read_bytes()
+    for part, mark in ((b"tree", b"\nend of trees"), (b"\nparameters:", b"\nend of parameters")):
+        if part in content and mark not in content:
+            raise LoadFailed(
+                f"the LightGBM model is cut off: its mark {mark.decode().strip()!r} is missing",
+                reason="corrupt_artifact",
+            )

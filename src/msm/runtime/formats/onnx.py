@@ -14,7 +14,7 @@ import numpy as np
 
 from msm.kit.errors import InvalidInput, LoadFailed
 from msm.runtime.formats import onnx_file
-from msm.runtime.formats.base import Array, LoadOptions, files, missing_library, single
+from msm.runtime.formats.base import Array, LoadOptions, files, loose_files, missing_library, single
 from msm.runtime.signature import Datatype, Signature, Tensor
 
 _TYPES: Final[dict[str, Datatype]] = {
@@ -71,7 +71,7 @@ class OnnxFormat:
     libraries: tuple[str, ...] = ("onnxruntime",)
 
     def sniff(self, path: Path) -> bool:
-        return any(onnx_file.looks_like(file) for file in files(path))
+        return any(onnx_file.looks_like(file) for file in loose_files(path))
 
     def prepare(self) -> None:
         """Run the smallest graph once: the library sets up its tables of operators with the first session."""

@@ -5,8 +5,10 @@ allowed, all of them scikit-learn's own. Stored by pickle or joblib they run cod
 must be trusted; what a file is, its content decides and not its name.
 
 Input: one tensor `input-0` of FP64 and shape [-1, number of features]; BYTES of shape [-1] for a pipeline that begins
-with a text vectorizer. Other numeric datatypes are accepted too, since scikit-learn converts them itself. A declared
-signature may rename the input; with several inputs, each is a column of a data frame.
+with a text vectorizer. A pipeline whose ColumnTransformer picks columns by name has one input of shape [-1] for each
+column of the data frame that it was fitted with: BYTES for text and categories, else numbers. Other numeric datatypes
+are accepted too, since scikit-learn converts them itself. A declared signature may rename the one input; with several
+inputs, each is a column of a data frame.
 
 Output: `predict` for what predicts, `transform` for what only transforms; and `predict_proba` where a classifier has
 it, in the order of its classes. Parameter `outputs` (a list of method names) chooses others. Datatypes and shapes are
@@ -27,12 +29,14 @@ from typing import Any, Final
 import numpy as np
 
 from msm.kit.errors import Forbidden, InvalidInput, LoadFailed
+from msm.runtime.formats import frames, sklearn_columns
 from msm.runtime.formats.base import (
     NUMERIC,
     Array,
     LoadOptions,
     files,
     head,
+    loose_files,
     missing_library,
     need_trust,
     parameter,
@@ -57,7 +61,15 @@ _ALLOWED_MODULES: Final = (
     "sklearn.svm.",
     "sklearn.tree.",
 )
-_ALLOWED: Final = frozenset({"sklearn.utils._bunch.Bunch", "scipy.interpolate._interpolate.interp1d", "numpy.dtype"})
+_ALLOWED: Final = frozenset(
+    {
+        "sklearn.utils._bunch.Bunch", "scipy.interpolate._interpolate.interp1d", "numpy.dtype",
+        "sklearn.compose._column_transformer._RemainderColsList", "collections.OrderedDict",
+        # boosters behind scikit-learn's interface: their state is text or UBJSON of trees, which their libraries parse
+        "lightgbm.basic.Booster", "lightgbm.sklearn.LGBMClassifier", "lightgbm.sklearn.LGBMRegressor",
+        "xgboost.core.Booster", "xgboost.sklearn.XGBClassifier", "xgboost.sklearn.XGBRegressor",
+    }
+)  # fmt: skip
 _CLASS: Final = re.compile(r"\._?[A-Z][A-Za-z0-9_]*$")  # by the naming rule; functions are never allowed
 _METHODS: Final = frozenset(
     {"predict", "predict_proba", "predict_log_proba", "decision_function", "transform", "score_samples"}
@@ -73,7 +85,8 @@ class SklearnModel:
     def __init__(self, estimator: Any, methods: Sequence[str], signature: Signature) -> None:
         self.signature = signature
         self.accepts = NUMERIC
-        self._arrange = _arranger(signature)
+        self.source = estimator
+        self._arrange = _arranger(estimator, signature)
         self._calls: list[tuple[str, Callable[[Any], Any]]] = [(name, getattr(estimator, name)) for name in methods]
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -89,7 +102,7 @@ class SklearnFormat:
     libraries: tuple[str, ...] = ("sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble", "skops.io", "joblib")
 
     def sniff(self, path: Path) -> bool:
-        return any(_is_skops(file) or _is_pickle(file) for file in files(path))
+        return any(_is_skops(file) or _is_pickle(file) for file in loose_files(path))
 
     def load(self, path: Path, options: LoadOptions) -> SklearnModel:
         safe = [file for file in files(path) if _is_skops(file)]
@@ -201,13 +214,19 @@ def _signature(estimator: Any, methods: Sequence[str], declared: Signature | Non
     if declared is not None and declared.outputs:
         _check_names(declared.outputs, methods)
         return Signature(inputs, declared.outputs)
-    partial = Signature(inputs)
-    rows = _arranger(partial)(zeros(partial))
+    rows = _example(estimator, Signature(inputs))
     outputs = []
     for name in methods:
         datatype, array = wire_array(name, _dense(getattr(estimator, name)(rows)))
         outputs.append(Tensor(name, datatype, (-1, *array.shape[1:])))  # type: ignore[arg-type]  # a key of DTYPES
     return Signature(inputs, tuple(outputs))
+
+
+def _example(estimator: Any, partial: Signature) -> Any:
+    """The smallest argument that the estimator takes."""
+    named = sklearn_columns.takes_names(estimator)
+    inputs = sklearn_columns.example(estimator, partial.inputs) if named else zeros(partial)
+    return _arranger(estimator, partial)(inputs)
 
 
 def _check_names(outputs: Sequence[Tensor], methods: Sequence[str]) -> None:
@@ -220,6 +239,8 @@ def _check_names(outputs: Sequence[Tensor], methods: Sequence[str]) -> None:
 
 
 def _inputs(estimator: Any) -> tuple[Tensor, ...]:
+    if sklearn_columns.takes_names(estimator):
+        return sklearn_columns.columns(estimator)
     count = getattr(estimator, "n_features_in_", None)
     if count is not None:
         return (Tensor("input-0", "FP64", (-1, int(count))),)
@@ -232,39 +253,16 @@ def _inputs(estimator: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _arranger(signature: Signature) -> Callable[[dict[str, Array]], Any]:
+def _arranger(estimator: Any, signature: Signature) -> Callable[[dict[str, Array]], Any]:
     """How the named inputs become the one argument of an estimator."""
     names = [tensor.name for tensor in signature.inputs]
-    if len(names) > 1:
-        return lambda inputs: _frame(names, inputs)
-    if signature.inputs[0].datatype == "BYTES":
-        return lambda inputs: _text(inputs[names[0]])
-    return lambda inputs: inputs[names[0]]
-
-
-def _frame(names: Sequence[str], inputs: dict[str, Array]) -> Any:
-    import pandas as pd
-
-    columns: dict[str, Any] = {}
-    for name in names:
-        column = inputs[name]
-        if column.size != column.shape[0]:
-            raise InvalidInput(
-                f"input {name!r} is a column, it must have one value in each row", reason="shape_mismatch"
-            )
-        flat = column.reshape(-1)
-        columns[name] = _text(flat) if flat.dtype == object else flat
-    return pd.DataFrame(columns)
-
-
-def _text(array: Array) -> Array:
-    try:
-        decoded = [element.decode() for element in array.reshape(-1).tolist()]
-    except UnicodeDecodeError as error:
-        raise InvalidInput("a text input holds bytes that are not UTF-8", reason="not_text") from error
-    text = np.empty(len(decoded), object)
-    text[:] = decoded
-    return text.reshape(array.shape)
+    first = signature.inputs[0]
+    text = first.datatype == "BYTES" and not hasattr(estimator, "feature_names_in_")
+    if len(names) > 1 or sklearn_columns.takes_names(estimator) or (len(first.shape) == 1 and not text):
+        return lambda inputs: frames.frame(names, inputs)
+    if first.datatype == "BYTES":
+        return lambda inputs: frames.text(first.name, inputs[first.name])
+    return lambda inputs: inputs[first.name]
 
 
 def _dense(result: Any) -> Array:
