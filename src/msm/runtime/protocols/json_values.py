@@ -6,6 +6,7 @@ its sentence.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -183,3 +184,19 @@ def depth(body: bytes | memoryview) -> int:
     closed = (bare == ord("]")) | (bare == ord("}"))
     levels = np.cumsum(opened.astype(np.int32) - closed)
     return int(levels.max(initial=0))
+
+
+def check_unique_keys(body: bytes) -> None:
+    """Raises InvalidInput when an object of `body`, which the strict decoder took, has a key twice."""
+    try:
+        json.loads(body, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # what the strict decoder skipped can only be a doubled value
+        raise InvalidInput("a key is there twice in one JSON object", reason="duplicate_key") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise InvalidInput(f"key {key[:100]!r} is there twice in one JSON object", reason="duplicate_key")
+        seen.add(key)

@@ -29,9 +29,11 @@ _CODES: Final = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
     "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
 }  # fmt: skip
+_BOOLS: Final = msgspec.json.Decoder(list[bool])
+_FLOATS: Final = msgspec.json.Decoder(list[float])
+_INTEGERS: Final = msgspec.json.Decoder(list[int])
 _DECODERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
-    datatype: msgspec.json.Decoder(list[bool if code == "?" else float if code in "efd" else int])
-    for datatype, code in _CODES.items()
+    datatype: _BOOLS if code == "?" else _FLOATS if code in "efd" else _INTEGERS for datatype, code in _CODES.items()
 }
 _NUMBER: Final = b"0123456789+-.eE \t\r\n"
 _WORDS: Final = b"truefalse \t\r\n"
@@ -58,7 +60,7 @@ def flat(text: bytes, start: int, end: int, datatype: str, count: int) -> Array 
         return _by_simdjson(SIMDJSON, text, (start, end), datatype, count)
     decode, code = _DECODERS[datatype].decode, _CODES[datatype]
     array = np.empty(count, DTYPES[datatype])
-    out = array.view(np.uint8)
+    out = array.view(np.uint8).data
     width, at = array.itemsize, 0
     try:
         while start < end:

@@ -16,7 +16,6 @@ every mistake and its place.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -189,9 +188,7 @@ def _parse(body: bytes) -> _Request:
         raise json_values.explain(error, body, 0) from error
 
 
-def _tensor(
-    item: _Input, source: tuple[bytes, _Cut | None], tail: memoryview | None, taken: int
-) -> tuple[Array, int]:
+def _tensor(item: _Input, source: tuple[bytes, _Cut | None], tail: memoryview | None, taken: int) -> tuple[Array, int]:
     """The values of one input, and how much of the binary data is used up after it."""
     parameters = item.parameters
     size = None if parameters is msgspec.UNSET else parameters.get("binary_data_size")
@@ -255,10 +252,7 @@ def _refuse_doubled_keys(body: bytes, request: _Request) -> None:
         keys += sum(_keys(item.parameters) for item in request.outputs if item.parameters is not msgspec.UNSET)
     if colons == keys:
         return
-    try:
-        json.loads(body, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # what the strict decoder skipped can only be a doubled value
-        raise InvalidInput("a key is there twice in one JSON object", reason="duplicate_key") from error
+    json_values.check_unique_keys(body)
 
 
 def _keys(parameters: _Parameters) -> int:
@@ -271,39 +265,40 @@ def _keys(parameters: _Parameters) -> int:
     return 1 + len(parameters)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise InvalidInput(f"key {key[:100]!r} is there twice in one JSON object", reason="duplicate_key")
-        seen.add(key)
-
-
 def encode(
     prefix: bytes, call_id: str, outputs: Mapping[str, tuple[str, Array]], binary: Mapping[str, bool] | None
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON part when binary data follow (else None).
 
-    `prefix` is `answer_prefix` of the version; `binary` tells which outputs go as binary data, None: no one. NaN and
-    infinities, which JSON lacks, become null there. Arrays must be contiguous. Raises InvalidInput for text that is
-    not UTF-8, which needs binary data.
+    As `encode_parts`, in one piece.
     """
-    parts: list[bytes] = []
-    blobs: list[bytes] = []
+    text, blobs = encode_parts(prefix, call_id, outputs, binary)
+    return b"".join((text, *blobs)), len(text) if blobs else None
+
+
+def encode_parts(
+    prefix: bytes, call_id: str, outputs: Mapping[str, tuple[str, Array]], binary: Mapping[str, bool] | None
+) -> tuple[bytes, list[bytes | memoryview]]:
+    """The JSON of an answer, and the pieces of binary data that follow it.
+
+    `prefix` is `answer_prefix` of the version; `binary` tells which outputs go as binary data, None: no one. NaN and
+    infinities, which JSON lacks, become null there. Arrays must be contiguous; large ones are not copied. Raises
+    InvalidInput for text that is not UTF-8 and for BF16, which need binary data.
+    """
+    texts: list[bytes] = []
+    blobs: list[bytes | memoryview] = []
     for name, (datatype, array) in outputs.items():
         if binary is not None and binary[name]:
-            blob = tensors.write_binary(array)
+            blob = tensors.wire_view(array)
             blobs.append(blob)
-            parts.append(
+            texts.append(
                 b'%b"parameters":{"binary_data_size":%d}}' % (_output_prefix(name, datatype, array.shape), len(blob))
             )
         else:
-            parts.append(b'%b"data":%b}' % (_output_prefix(name, datatype, array.shape), _data(name, array)))
+            texts.append(b'%b"data":%b}' % (_output_prefix(name, datatype, array.shape), _data(name, datatype, array)))
     ident = b'"id":%b,' % orjson.dumps(call_id) if call_id else b""
-    text = b'%b%b"outputs":[%b]}' % (prefix, ident, b",".join(parts))
-    if not blobs:
-        return text, None
-    return b"".join((text, *blobs)), len(text)
+    text = b'%b%b"outputs":[%b]}' % (prefix, ident, b",".join(texts))
+    return text, blobs
 
 
 def answer_prefix(model: str, version: str) -> bytes:
@@ -320,9 +315,13 @@ def _output_prefix(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
     )
 
 
-def _data(name: str, array: Array) -> bytes:
+def _data(name: str, datatype: str, array: Array) -> bytes:
     flat = array.reshape(-1)
     if flat.dtype != object:
+        if datatype == "BF16":
+            raise InvalidInput(
+                f"output {name!r} of BF16 has no JSON form: ask for it as binary data", reason="binary_only"
+            )
         return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
     try:
         return orjson.dumps([tensors.as_bytes(element).decode() for element in flat.tolist()])
