@@ -1,8 +1,8 @@
 """Pictures (`image/png`, `image/jpeg`, ...) as the one tensor of a model, and one output as PNG.
 
 The input is UINT8 or FP32 of shape [1 or -1, H, W, C] or [1 or -1, C, H, W], C being 1, 3 or 4. Values are those of
-the file, 0 to 255, also as FP32: nothing is resized, scaled, turned (EXIF) or blended. A picture with fewer colours than
-the model takes is spread (grey to RGB, no alpha to opaque); one with more is refused.
+the file, 0 to 255, also as FP32: nothing is resized, scaled, turned (EXIF) or blended. A picture with fewer colours
+than the model takes is spread (grey to RGB, no alpha to opaque); one with more is refused.
 """
 
 from __future__ import annotations
