@@ -231,7 +231,10 @@ class DataApp:
         headers = request.headers
         timeout = _timeout(headers)
         form, answer = _forms(headers)
-        if form is None:
+        if not all(one is None or one.loaded for one in (form, answer)):
+            waiting = self._after_import([one for one in (form, answer) if one is not None], (request, target, source))
+            request.task = asyncio.get_running_loop().create_task(waiting)
+        elif form is None:
             length = headers.get(b"inference-header-content-length")
             call = oip_json.decode(request.body, None if length is None else _header_length(length))
             self._submit(engine, (request, source, call), answer, timeout)
@@ -240,6 +243,19 @@ class DataApp:
             request.task = asyncio.get_running_loop().create_task(reading)
         else:
             self._submit(engine, (request, source, form.read(request.body, engine.signature)), answer, timeout)
+
+    async def _after_import(self, forms: list[Form], asked: tuple[Request, str, Origin]) -> None:
+        """As `_infer`, when the libraries of `forms` are imported, which must not hold up the event loop."""
+        request, _, source = asked
+        try:
+            for form in forms:
+                await asyncio.get_running_loop().run_in_executor(None, form.load)
+            self._infer(*asked)
+        except MsmError as error:
+            request.respond(self.refuse(request, error, source))
+        except Exception:
+            log.exception("a request could not be handled")
+            request.respond(self.refuse(request, Internal("the request could not be handled"), source))
 
     async def _read_in_thread(
         self, engine: Engine, form: Form, asked: tuple[Request, Origin], answer: Form | None, timeout: float | None

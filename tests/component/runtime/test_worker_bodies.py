@@ -161,7 +161,7 @@ def test_the_header_of_a_deadline(worker: WorkerProcess) -> None:
 def test_a_body_without_its_library_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from msm.runtime.protocols import image_body
 
-    for module, read in (("pyarrow", arrow_body.decode), ("PIL.Image", image_body.decode)):
+    for module, read in (("pyarrow.ipc", arrow_body.decode), ("PIL.Image", image_body.decode)):
         monkeypatch.setitem(__import__("sys").modules, module, None)
         with pytest.raises(MsmError, match=r"install model-service-mesh\[(arrow|image)\]"):
             read(b"", takes(("x", "UINT8", (1, -1, -1, 3))))

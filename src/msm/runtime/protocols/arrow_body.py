@@ -32,6 +32,7 @@ _HEADER: Final = 2
 def library() -> Any:
     """pyarrow. Raises Unsupported naming the extra when it is not installed."""
     try:
+        import_module("pyarrow.ipc")
         return import_module("pyarrow")
     except ImportError as error:
         raise Unsupported(
@@ -138,7 +139,8 @@ def _values(pa: Any, name: str, array: Any) -> Array:
         if isinstance(array.type, pa.BaseExtensionType):
             extension = array.type
             array = array.storage
-            if getattr(extension, "permutation", None):
+            order = list(getattr(extension, "permutation", None) or ())
+            if order != sorted(order):
                 raise InvalidInput(f"column {name[:100]!r} is permuted", reason="wrong_column_type")
             if hasattr(extension, "shape"):
                 tensors.element_count([len(array), *extension.shape], name)

@@ -7,6 +7,7 @@ comes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,12 +28,28 @@ _INLINE: Final = 256 * 1024  # reading this much takes about a millisecond
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of bodies. `slow`: reading one may take long for its size, so it belongs into a thread."""
+    """A form of bodies.
+
+    `module` is what its library is imported as, if it needs one, and `library` imports it. `slow`: reading one may
+    take long for its size, so it belongs into a thread.
+    """
 
     media_type: str
     decode: Callable[[bytes, Signature], dict[str, Sent]]
     encode: Callable[[OutputMap], bytes]
+    module: str = ""
+    library: Callable[[], object] | None = None
     slow: bool = False
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the library that it needs is there without the time that importing it takes."""
+        return not self.module or self.module in sys.modules
+
+    def load(self) -> None:
+        """Import its library; takes up to seconds. Raises Unsupported naming the extra when it is not installed."""
+        if self.library is not None:
+            self.library()
 
     def read(self, body: bytes, signature: Signature) -> InferenceCall:
         """The request in `body`. Raises InvalidInput, or Unsupported when the signature does not allow the form."""
@@ -45,8 +62,17 @@ class Form:
 
 RAW: Final = Form("application/octet-stream", raw_body.decode, raw_body.encode)
 CSV: Final = Form("text/csv", csv_body.decode, csv_body.encode)
-ARROW: Final = Form("application/vnd.apache.arrow.stream", arrow_body.decode, arrow_body.encode)
-PNG: Final = Form("image/png", partial(image_body.decode, kind="png"), image_body.encode, slow=True)
+ARROW: Final = Form(
+    "application/vnd.apache.arrow.stream", arrow_body.decode, arrow_body.encode, "pyarrow.ipc", arrow_body.library
+)
+
+
+def _image(kind: str) -> Form:
+    read = partial(image_body.decode, kind=kind)
+    return Form(f"image/{kind}", read, image_body.encode, "PIL.Image", image_body.library, slow=True)
+
+
+PNG: Final = _image("png")
 _FORMS: Final = {form.media_type: form for form in (RAW, CSV, ARROW, PNG)}
 
 
@@ -62,7 +88,7 @@ def form_of(content_type: bytes) -> Form | None:
         if name in _FORMS:
             return _FORMS[name]
         if name.startswith("image/"):
-            return Form(name, partial(image_body.decode, kind=name[6:]), image_body.encode, slow=True)
+            return _image(name[6:])
     raise Unsupported(
         f"content-type {content_type[:100].decode('latin-1')!r} is not offered, send application/json in UTF-8",
         reason="wrong_content_type",
