@@ -11,8 +11,9 @@ from msm.http.server import json_answer
 from msm.http.status import grpc_status, http_status, percent_encode, retry_after_s
 from msm.kit.errors import InvalidInput, MsmError
 from msm.runtime.batching import Outputs
-from msm.runtime.protocols import oip_grpc, oip_json
+from msm.runtime.protocols import oip_grpc, oip_json, rest_v1
 from msm.runtime.protocols.call import InferenceCall
+from msm.runtime.protocols.rest_bodies import RAW, Form
 from msm.runtime.protocols.tensors import Array
 
 RETRIABLE = b"x-msm-retriable: true\r\n"
@@ -59,18 +60,39 @@ def rest_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> byt
         binary = {wanted.name: call.binary if wanted.binary is None else wanted.binary for wanted in call.outputs}
     elif call.binary:
         binary = dict.fromkeys(outputs, True)
-    body, json_length = oip_json.encode(source.json_prefix, call.id, chosen, binary)
-    if json_length is None:
-        return b"%b%d\r\n\r\n%b" % (source.json_head, len(body), body)
-    return b"%binference-header-content-length: %d\r\ncontent-length: %d\r\n\r\n%b" % (
-        source.binary_head, json_length, len(body), body,
+    text, blobs = oip_json.encode_parts(source.json_prefix, call.id, chosen, binary)
+    if not blobs:
+        return b"%b%d\r\n\r\n%b" % (source.json_head, len(text), text)
+    size = len(text) + sum(map(len, blobs))
+    head = b"%binference-header-content-length: %d\r\ncontent-length: %d\r\n\r\n" % (
+        source.binary_head, len(text), size,
     )  # fmt: skip
+    return b"".join((head, text, *blobs))
+
+
+def form_inference(source: Origin, call: InferenceCall, outputs: Outputs, form: Form) -> bytes:
+    """The answer to an inference request in one of the other forms. Raises MsmError when it can't hold the outputs."""
+    chosen = outputs if call.outputs is None else _choose(call, outputs)
+    body = form.encode(chosen)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b" % (form.media_type.encode(), source.headers)
+    if form is RAW:
+        head += b"inference-header-content-length: 0\r\n"
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+def v1_prediction(source: Origin, outputs: Outputs) -> bytes:
+    """The answer to a prediction of KServe v1. Raises MsmError for outputs without a JSON form."""
+    body = rest_v1.encode(outputs)
+    return b"%b%d\r\n\r\n%b" % (source.json_head, len(body), body)
 
 
 def grpc_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> bytes:
     """The answer to a ModelInfer call."""
     chosen = outputs if call.outputs is None else _choose(call, outputs)
-    return grpc_message(source, oip_grpc.encode(source.model, source.version, call.id, chosen))
+    parts = oip_grpc.encode_parts(source.model, source.version, call.id, chosen)
+    size = sum(map(len, parts))
+    head = b"%b%x\r\n\0%b" % (source.grpc_head, size + 5, size.to_bytes(4, "big"))
+    return b"".join((head, *parts, b"\r\n0\r\ngrpc-status: 0\r\n\r\n"))
 
 
 def _choose(call: InferenceCall, outputs: Outputs) -> Mapping[str, tuple[str, Array]]:

@@ -6,6 +6,7 @@ are raised and become answers in the caller's protocol at one place, `refuse`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,26 +18,27 @@ from google.protobuf.message import Message
 import msm
 from msm.http.head import headers_known
 from msm.http.server import Request, json_answer
-from msm.kit.errors import InvalidInput, MsmError, NotFound, Unavailable, Unsupported
+from msm.kit.errors import Internal, InvalidInput, MsmError, NotFound, Unavailable, Unsupported
 from msm.runtime import answers
 from msm.runtime.answers import Origin
 from msm.runtime.batching import Outputs
 from msm.runtime.engine import Engine, Job
-from msm.runtime.protocols import oip_grpc, oip_json
+from msm.runtime.protocols import deadlines, oip_grpc, oip_json, rest_bodies, rest_v1
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.protocols.call import InferenceCall
+from msm.runtime.protocols.rest_bodies import Form
 from msm.runtime.repository import Repository
 from msm.runtime.signature import Signature, Tensor
 from msm.runtime.validate import check_inputs, check_wanted
 
 log = logging.getLogger(__name__)
 
-KNOWN_HEADERS: Final = headers_known("x-msm-target", "inference-header-content-length", "grpc-timeout")
+KNOWN_HEADERS: Final = headers_known(
+    "x-msm-target", "inference-header-content-length", "grpc-timeout", "x-request-timeout", "accept"
+)
 
 NAMESPACE: Final = "default"
 EXTENSIONS: Final = ("binary_tensor_data",)
-# A form is what curl says of any body unless it is told; it is read as JSON like the others.
-_JSON: Final = (b"application/json", b"application/octet-stream", b"application/x-www-form-urlencoded", b"")
 
 
 class _InferJob(Job):
@@ -68,6 +70,30 @@ class RestJob(_InferJob):
         self.request.respond(answers.rest_inference(self.source, self.call, outputs))
 
 
+class FormJob(_InferJob):
+    """A request over REST whose answer has a form of its own."""
+
+    __slots__ = ("form",)
+
+    def __init__(
+        self, inputs: dict[str, Any], request: Request, source: Origin, wanted: tuple[InferenceCall, Form]
+    ) -> None:
+        super().__init__(inputs, request, source, wanted[0])
+        self.form = wanted[1]
+
+    def succeed(self, outputs: Outputs) -> None:
+        self.request.respond(answers.form_inference(self.source, self.call, outputs, self.form))
+
+
+class PredictJob(_InferJob):
+    """A prediction of KServe v1."""
+
+    __slots__ = ()
+
+    def succeed(self, outputs: Outputs) -> None:
+        self.request.respond(answers.v1_prediction(self.source, outputs))
+
+
 class GrpcJob(_InferJob):
     """A request over gRPC."""
 
@@ -95,6 +121,8 @@ def route(path: bytes) -> Route | None:
     parts = path.partition(b"?")[0].rstrip(b"/").split(b"/")[1:]
     if parts[:2] == [b"v2", b"models"] and len(parts) > 2:
         return _model_route(parts[2:])
+    if parts[:2] == [b"v1", b"models"] and len(parts) == 3:
+        return _v1_route(parts[2])
     calls = {(b"v2",): "server", (b"v2", b"health", b"live"): "live", (b"v2", b"health", b"ready"): "ready"}
     call = calls.get(tuple(parts))
     return None if call is None else Route(call, b"GET")
@@ -111,6 +139,13 @@ def _model_route(parts: list[bytes]) -> Route | None:
     calls = {(): ("metadata", b"GET"), (b"ready",): ("model_ready", b"GET"), (b"infer",): ("infer", b"POST")}
     found = calls.get(tuple(rest))
     return None if found is None or not model else Route(*found, model, version)
+
+
+def _v1_route(part: bytes) -> Route | None:
+    name = _text(part)
+    if name.endswith(":predict"):
+        return Route("v1_predict", b"POST", name[:-8]) if name != ":predict" else None
+    return Route("v1_ready", b"GET", name) if name else None
 
 
 def _text(part: bytes) -> str:
@@ -150,6 +185,8 @@ class DataApp:
                 source = answers.origin(target, self._worker)
                 if found.call == "infer":
                     self._infer(request, target, source)
+                elif found.call == "v1_predict":
+                    self._predict(request, target, source)
                 else:
                     self._model(request, found.call, target, source)
         except MsmError as error:
@@ -191,11 +228,76 @@ class DataApp:
 
     def _infer(self, request: Request, target: str, source: Origin) -> None:
         engine = self._engine(target)
-        _check_content(request)
-        length = request.headers.get(b"inference-header-content-length")
-        call = oip_json.decode(request.body, None if length is None else _header_length(length))
+        headers = request.headers
+        timeout = _timeout(headers)
+        form, answer = _forms(headers)
+        if not all(one is None or one.loaded for one in (form, answer)):
+            waiting = self._after_import([one for one in (form, answer) if one is not None], (request, target, source))
+            request.task = asyncio.get_running_loop().create_task(waiting)
+        elif form is None:
+            length = headers.get(b"inference-header-content-length")
+            call = oip_json.decode(request.body, None if length is None else _header_length(length))
+            self._submit(engine, (request, source, call), answer, timeout)
+        elif form.in_thread(request.body):
+            reading = self._read_in_thread(engine, form, (request, source), answer, timeout)
+            request.task = asyncio.get_running_loop().create_task(reading)
+        else:
+            self._submit(engine, (request, source, form.read(request.body, engine.signature)), answer, timeout)
+
+    async def _after_import(self, forms: list[Form], asked: tuple[Request, str, Origin]) -> None:
+        """As `_infer`, when the libraries of `forms` are imported, which must not hold up the event loop."""
+        request, _, source = asked
+        try:
+            for form in forms:
+                await asyncio.get_running_loop().run_in_executor(None, form.load)
+            self._infer(*asked)
+        except MsmError as error:
+            request.respond(self.refuse(request, error, source))
+        except Exception:
+            log.exception("a request could not be handled")
+            request.respond(self.refuse(request, Internal("the request could not be handled"), source))
+
+    async def _read_in_thread(
+        self, engine: Engine, form: Form, asked: tuple[Request, Origin], answer: Form | None, timeout: float | None
+    ) -> None:
+        """As `_infer`, for a body that would hold up the event loop. Cancelled when the caller goes."""
+        request, source = asked
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            call = await loop.run_in_executor(None, form.read, request.body, engine.signature)
+            left = None if timeout is None else max(timeout - (loop.time() - began), 0.0)
+            self._submit(engine, (request, source, call), answer, left)
+        except MsmError as error:
+            request.respond(self.refuse(request, error, source))
+        except Exception:
+            log.exception("a body could not be read", extra={"target": engine.target})
+            request.respond(self.refuse(request, Internal("the body could not be read"), source))
+
+    def _submit(
+        self, engine: Engine, asked: tuple[Request, Origin, InferenceCall], answer: Form | None, timeout: float | None
+    ) -> None:
+        request, source, call = asked
         inputs = self._inputs(engine, call)
-        engine.submit(RestJob(inputs, request, source, call), call.timeout_s)
+        if call.timeout_s is not None and (timeout is None or call.timeout_s < timeout):
+            timeout = call.timeout_s
+        if answer is None:
+            engine.submit(RestJob(inputs, request, source, call), timeout)
+        else:
+            engine.submit(FormJob(inputs, request, source, (call, answer)), timeout)
+
+    def _predict(self, request: Request, target: str, source: Origin) -> None:
+        engine = self._engine(target)
+        timeout = _timeout(request.headers)
+        if _forms(request.headers)[0] is not None:
+            raise Unsupported(
+                "predictions of the v1 protocol are asked for in application/json", reason="wrong_content_type"
+            )
+        call = rest_v1.decode(request.body, engine.signature)
+        inputs = self._inputs(engine, call)
+        if call.timeout_s is not None:
+            timeout = call.timeout_s if timeout is None else min(timeout, call.timeout_s)
+        engine.submit(PredictJob(inputs, request, source, call), timeout)
 
     def _inputs(self, engine: Engine, call: InferenceCall) -> dict[str, Any]:
         signature = engine.signature
@@ -219,7 +321,9 @@ class DataApp:
             return
         ready = engine.state == "READY"
         headers = source.headers if ready else source.headers + answers.RETRIABLE
-        body = {"name": source.model, "version": source.version, "ready": ready}
+        body: dict[str, Any] = {"name": source.model, "version": source.version, "ready": ready}
+        if call == "v1_ready":
+            del body["version"]
         request.respond(json_answer(200 if ready else 503, body, headers))
 
     def _metadata(self, target: str, source: Origin, signature: Signature) -> dict[str, Any]:
@@ -253,13 +357,15 @@ class DataApp:
         return pb.ServerMetadataResponse(name="msm", version=msm.__version__, extensions=EXTENSIONS)
 
     def _grpc_infer(self, request: Request) -> None:
-        message = oip_grpc.parse(pb.ModelInferRequest, request.body)
+        timeout = _timeout(request.headers)  # what is over already is not even read
+        message, raw = oip_grpc.parse_infer(request.body)
         target = self._target(request, message.model_name, message.model_version)
         source = answers.origin(target, self._worker)
         try:
             engine = self._engine(target)
-            call = oip_grpc.decode(message)
-            timeout = _shorter(call.timeout_s, request.headers.get(b"grpc-timeout"))
+            call = oip_grpc.decode(message, raw)
+            if call.timeout_s is not None and (timeout is None or call.timeout_s < timeout):
+                timeout = call.timeout_s
             engine.submit(GrpcJob(self._inputs(engine, call), request, source, call), timeout)
         except MsmError as error:
             request.respond(self.refuse(request, error, source))
@@ -291,23 +397,29 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
 
 
-def _check_content(request: Request) -> None:
-    """Raises Unsupported for a body that is not JSON in UTF-8 (with or without binary data), or that is compressed."""
-    kind = request.headers.get(b"content-type")
+def _forms(headers: dict[bytes, bytes]) -> tuple[Form | None, Form | None]:
+    """The forms of the body and of the answer, None for those of the Open Inference Protocol.
+
+    Raises Unsupported for a body of another type or charset, or one that is compressed.
+    """
+    form: Form | None = None
+    kind = headers.get(b"content-type")
     if kind is not None and kind != b"application/json":
-        name, _, rest = kind.lower().partition(b";")
-        charset = rest.partition(b"charset=")[2].strip(b' "')
-        if name.strip() not in _JSON or charset not in (b"", b"utf-8", b"utf8"):
-            raise Unsupported(
-                f"content-type {kind[:100].decode('latin-1')!r} is not offered, send application/json in UTF-8",
-                reason="wrong_content_type",
-            )
-    coding = request.headers.get(b"content-encoding")
+        form = rest_bodies.form_of(kind)
+    coding = headers.get(b"content-encoding")
     if coding is not None and coding.lower() != b"identity":
         raise Unsupported(
             f"content-encoding {coding[:50].decode('latin-1')!r} is not offered, send the body as it is",
             reason="wrong_content_encoding",
         )
+    length = headers.get(b"inference-header-content-length")
+    if length is not None and form in (None, rest_bodies.RAW):
+        form = rest_bodies.RAW if length.isdigit() and not length.strip(b"0") else None
+    accept = headers.get(b"accept")
+    answer = None if accept is None or accept == b"*/*" else rest_bodies.answer_form(accept)
+    if form is None and answer is rest_bodies.RAW:
+        answer = None  # the binary data extension's own form is chosen in the request
+    return form, answer
 
 
 def _header_length(text: bytes) -> int:
@@ -316,8 +428,11 @@ def _header_length(text: bytes) -> int:
     return int(text)
 
 
-def _shorter(own: float | None, header: bytes | None) -> float | None:
-    if header is None:
-        return own
-    deadline = oip_grpc.timeout_s(header)
-    return deadline if own is None else min(own, deadline)
+def _timeout(headers: dict[bytes, bytes]) -> float | None:
+    """Seconds that the caller waits, by the shorter of its headers. Raises DeadlineExceeded when they are over."""
+    rpc, own = headers.get(b"grpc-timeout"), headers.get(b"x-request-timeout")
+    limit = None if rpc is None else oip_grpc.timeout_s(rpc)
+    if own is None:
+        return limit
+    seconds = deadlines.seconds(own)
+    return seconds if limit is None else min(limit, seconds)

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as npst
 
 from msm.http.status import percent_encode
 from msm.kit.errors import DeadlineExceeded, Internal, InvalidInput, Unsupported
-from msm.runtime.protocols import oip_grpc, oip_json, tensors
+from msm.runtime.protocols import grpc_contents, oip_grpc, oip_json, tensors
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.protocols.tensors import Array
 
@@ -90,7 +90,7 @@ def test_protobuf_contents_are_json_and_binary(case: tuple[str, Array]) -> None:
     same(oip_grpc.decode(raw).inputs["x"].array, array)
     if datatype == "FP16":
         return
-    getattr(item.contents, oip_grpc.CONTENTS[datatype]).extend(array.reshape(-1).tolist())
+    getattr(item.contents, grpc_contents.CONTENTS[datatype]).extend(array.reshape(-1).tolist())
     same(oip_grpc.decode(typed).inputs["x"].array, array)
 
 

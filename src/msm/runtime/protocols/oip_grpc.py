@@ -7,37 +7,24 @@ one such message in chunks, with the status in the trailers. A call that failed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from msm.kit.errors import DeadlineExceeded, Internal, InvalidInput, Unsupported
-from msm.runtime.protocols import call, tensors
+from msm.runtime.protocols import call, grpc_contents, tensors
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.protocols.call import InferenceCall, Sent, WantedOutput
 from msm.runtime.protocols.tensors import Array
 
 SERVICE: Final = "inference.GRPCInferenceService"
-CONTENTS: Final = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 # Tags of length-delimited fields of ModelInferResponse.
 _ID: Final = bytes((pb.ModelInferResponse.ID_FIELD_NUMBER << 3 | 2,))
 _RAW: Final = bytes((pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2,))
+_RAW_INPUT: Final = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2
+_LARGE: Final = 64 * 1024
 _LEAST_S: Final = 1e-6  # no call is answered in less
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 M = TypeVar("M", bound=Message)
@@ -45,6 +32,11 @@ M = TypeVar("M", bound=Message)
 
 def unframe(body: bytes) -> bytes:
     """The message in a body of exactly one frame. Raises Unsupported if it is compressed, Internal if it is broken."""
+    return bytes(unframe_view(body))
+
+
+def unframe_view(body: bytes) -> memoryview:
+    """As `unframe`, without a copy."""
     if len(body) < 5:
         raise Internal(f"the body has {len(body)} bytes, a gRPC frame has at least 5", reason="invalid_frame")
     if body[0] == 1:
@@ -55,7 +47,7 @@ def unframe(body: bytes) -> bytes:
             f"the gRPC frame says {size} bytes, but {len(body) - 5} came, for a call that takes one message",
             reason="invalid_frame",
         )
-    return body[5:]
+    return memoryview(body)[5:]
 
 
 def frame(message: bytes) -> bytes:
@@ -82,13 +74,64 @@ def timeout_s(text: bytes) -> float:
     return min(seconds, call.MAX_TIMEOUT_S)
 
 
-def decode(message: pb.ModelInferRequest) -> InferenceCall:
-    """An inference request. Raises InvalidInput. Tensors of raw contents are views of the message's bytes."""
+def parse_infer(body: bytes) -> tuple[pb.ModelInferRequest, Sequence[bytes | memoryview]]:
+    """A framed inference request, and its raw contents: as views of `body` when they are large."""
+    if len(body) > _LARGE:
+        found = _split_raw(unframe_view(body))
+        if found is not None:
+            try:
+                return pb.ModelInferRequest.FromString(found[0]), found[1]
+            except DecodeError:
+                pass  # below it is refused as it came
+    message = parse(pb.ModelInferRequest, body)
+    return message, message.raw_input_contents
+
+
+def _split_raw(message: memoryview) -> tuple[bytes, list[memoryview]] | None:
+    """The raw contents of a serialised request, and the rest of it. None for what is too odd to be taken apart.
+
+    Fields of one message may come in any order, and a message without some of them is one too (protobuf encoding).
+    """
+    rest: list[memoryview] = []
+    raws: list[memoryview] = []
+    at, size = 0, len(message)
+    while at < size:
+        tag = message[at]
+        if tag & 7 != 2 or tag & 0x80 or len(rest) + len(raws) > call.MAX_TENSORS:  # all fields are length-delimited
+            return None
+        length, start = _varint(message, at + 1)
+        end = start + length
+        if start == 0 or end > size:
+            return None
+        if tag == _RAW_INPUT:
+            raws.append(message[start:end])
+        else:
+            rest.append(message[at:end])
+        at = end
+    return b"".join(rest), raws
+
+
+def _varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
+    """A number of up to 35 bits and where it ends; (0, 0) when there is none."""
+    value = 0
+    for place, byte in enumerate(data[at : at + 5]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, at + place + 1
+    return 0, 0
+
+
+def decode(message: pb.ModelInferRequest, raws: Sequence[bytes | memoryview] | None = None) -> InferenceCall:
+    """An inference request, with its raw contents if they were split off. Raises InvalidInput.
+
+    Tensors of raw contents are views of these.
+    """
     items = message.inputs
     if not items:
         raise InvalidInput("inputs is empty, at least one is needed", reason="no_inputs")
     call.check_count("inputs", len(items))
-    raws = message.raw_input_contents
+    if raws is None:
+        raws = message.raw_input_contents
     if raws and len(raws) != len(items):
         raise InvalidInput(
             f"{len(items)} inputs, but {len(raws)} raw_input_contents: there must be one each",
@@ -100,7 +143,7 @@ def decode(message: pb.ModelInferRequest) -> InferenceCall:
         if name in inputs:
             raise call.duplicate("input", name)
         call.check_name(name)
-        inputs[name] = Sent(item.datatype, _raw(item, raws[index]) if raws else _typed(item))
+        inputs[name] = Sent(item.datatype, _raw(item, raws[index]) if raws else grpc_contents.read(item))
     if message.id:
         call.check_id(message.id)
     timeout = call.timeout_of(_parameters(message.parameters)) if message.parameters else None
@@ -108,40 +151,10 @@ def decode(message: pb.ModelInferRequest) -> InferenceCall:
     return InferenceCall(message.id, inputs, outputs, timeout, binary=True)
 
 
-def _raw(item: pb.ModelInferRequest.InferInputTensor, raw: bytes) -> Array:
+def _raw(item: pb.ModelInferRequest.InferInputTensor, raw: bytes | memoryview) -> Array:
     if item.HasField("contents") and item.contents.ListFields():
         raise InvalidInput(f"input {item.name!r} has both contents and raw_input_contents", reason="ambiguous_data")
     return tensors.read_binary(item.name, item.datatype, list(item.shape), raw)
-
-
-def _typed(item: pb.ModelInferRequest.InferInputTensor) -> Array:
-    name, datatype, shape = item.name, item.datatype, list(item.shape)
-    dtype = tensors.dtype_of(datatype, name)
-    count = tensors.element_count(shape, name)
-    field = CONTENTS.get(datatype)
-    if field is None:
-        raise InvalidInput(f"input {name!r}: {datatype} goes into raw_input_contents only", reason="binary_only")
-    for other, _ in item.contents.ListFields():
-        if other.name != field:
-            raise InvalidInput(
-                f"input {name!r} of {datatype} must be in {field}, but {other.name} came", reason="wrong_contents"
-            )
-    values = getattr(item.contents, field)
-    if len(values) != count:
-        raise tensors.count_mismatch(name, shape, count, len(values))
-    return _from_values(name, datatype, dtype, values).reshape(shape)
-
-
-def _from_values(name: str, datatype: str, dtype: np.dtype[Any], values: Any) -> Array:
-    if datatype == "BYTES":
-        return tensors.objects(list(values))
-    if datatype not in ("INT8", "INT16", "UINT8", "UINT16"):
-        return np.fromiter(values, dtype, len(values))
-    wide = np.fromiter(values, np.int64, len(values))
-    limits = np.iinfo(dtype)
-    if wide.size and (wide.min() < limits.min or wide.max() > limits.max):
-        raise InvalidInput(f"input {name!r} has a value that {datatype} cannot hold", reason="value_out_of_range")
-    return wide.astype(dtype)
 
 
 def _parameters(items: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
@@ -165,30 +178,38 @@ def _outputs(items: Any) -> tuple[WantedOutput, ...]:
 
 
 def encode(model: str, version: str, call_id: str, outputs: Mapping[str, tuple[str, Array]]) -> bytes:
-    """A ModelInferResponse with raw contents.
+    """A ModelInferResponse with raw contents, as `encode_parts`, in one piece."""
+    return b"".join(encode_parts(model, version, call_id, outputs))
+
+
+def encode_parts(
+    model: str, version: str, call_id: str, outputs: Mapping[str, tuple[str, Array]]
+) -> list[bytes | memoryview]:
+    """A ModelInferResponse with raw contents, in pieces. Arrays must be contiguous; large ones are not copied.
 
     Two serialised messages one after the other are one message with the fields of both (protobuf encoding,
     "Last One Wins"), so that all but the id and the values is made once for each shape.
     """
     shape = tuple([(name, datatype, array.shape) for name, (datatype, array) in outputs.items()])
-    parts = [_response_head(model, version, shape)]
+    parts: list[bytes | memoryview] = [_response_head(model, version, shape)]
     if call_id:
-        parts.append(_field(_ID, call_id.encode()))
-    parts += [_field(_RAW, tensors.write_binary(array)) for _, array in outputs.values()]
-    return b"".join(parts)
+        parts += _field(_ID, call_id.encode())
+    for _, array in outputs.values():
+        parts += _field(_RAW, tensors.wire_view(array))
+    return parts
 
 
-def _field(tag: bytes, value: bytes) -> bytes:
-    """A length-delimited protobuf field."""
+def _field(tag: bytes, value: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
+    """A length-delimited protobuf field: what stands before the value, and the value."""
     left = len(value)
     if left < 0x80:
-        return b"%b%c%b" % (tag, left, value)
+        return b"%b%c" % (tag, left), value
     size = bytearray()
     while left >= 0x80:
         size.append(left & 0x7F | 0x80)
         left >>= 7
     size.append(left)
-    return b"%b%b%b" % (tag, bytes(size), value)
+    return b"%b%b" % (tag, bytes(size)), value
 
 
 @lru_cache(maxsize=4096)

@@ -156,6 +156,16 @@ def write_binary(array: Array) -> bytes:
     return array.tobytes()
 
 
+_LARGE: Final = 64 * 1024
+
+
+def wire_view(array: Array) -> bytes | memoryview:
+    """As `write_binary`, a view of a large array instead of a copy. The array must be contiguous."""
+    if array.nbytes < _LARGE or array.dtype == object:
+        return write_binary(array)
+    return array.reshape(-1).view(np.uint8).data
+
+
 def as_bytes(element: Any) -> bytes:
     """One BYTES element of a model's output. Raises Internal when it is neither bytes nor text."""
     if isinstance(element, bytes):
@@ -188,6 +198,8 @@ def wire_array(name: str, value: Any) -> tuple[str, Array]:
         if value.dtype.kind != "O":
             value = value.astype(object)
         return "BYTES", value
+    if value.dtype.name == "bfloat16":  # of the library ml_dtypes, which need not be known for that
+        return "BF16", value.view(DTYPES["BF16"])
     native = value.dtype.newbyteorder("<")
     datatype = DATATYPES.get(native)
     if datatype is None:
