@@ -24,13 +24,13 @@ class LightGBMModel:
     def __init__(self, booster: Any, signature: Signature) -> None:
         self.signature = signature
         self.accepts = NUMERIC
-        self._booster = booster
+        self.booster = booster
         self._input = signature.inputs[0].name
         self._output = signature.outputs[0].name
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Predict the rows."""
-        return {self._output: self._booster.predict(inputs[self._input], num_threads=1)}
+        return {self._output: self.booster.predict(inputs[self._input], num_threads=1)}
 
 
 class LightGBMFormat:

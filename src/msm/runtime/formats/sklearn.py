@@ -73,6 +73,8 @@ class SklearnModel:
     def __init__(self, estimator: Any, methods: Sequence[str], signature: Signature) -> None:
         self.signature = signature
         self.accepts = NUMERIC
+        self.estimator = estimator
+        self.methods = tuple(methods)
         self._arrange = _arranger(signature)
         self._calls: list[tuple[str, Callable[[Any], Any]]] = [(name, getattr(estimator, name)) for name in methods]
 
