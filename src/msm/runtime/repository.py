@@ -18,6 +18,7 @@ import msgspec
 from msm.kit.errors import Conflict, InvalidInput, Unavailable
 from msm.kit.tasks import Tasks
 from msm.runtime import formats, memory
+from msm.runtime.acceleration import model as acceleration
 from msm.runtime.batching import Limits
 from msm.runtime.engine import TIMEOUT_S, Engine, Settings, Shell
 from msm.runtime.formats.base import LoadedModel, LoadOptions
@@ -31,7 +32,8 @@ _TRIM_EVERY = 32
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the node says to have a version loaded. `timeout_s` bounds a request, `predict_s` is what one takes."""
+    """What the node says to have a version loaded. `timeout_s` bounds a request, `predict_s` is what one takes.
+    `accelerated` is the file of the converted model that is loaded in place of the artifact."""
 
     path: str
     format: str | None = None
@@ -41,6 +43,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature | None = None
     timeout_s: float | None = None
     predict_s: float | None = None
+    accelerated: str | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -133,15 +136,14 @@ class Repository:
         return await asyncio.shield(task)
 
     async def _load(self, target: str, spec: LoadSpec, settings: Settings) -> LoadResult:
-        path = Path(spec.path)
-        options = LoadOptions(spec.trusted, spec.parameters, spec.signature)
+        path = Path(spec.accelerated or spec.path)
         box, label = self._shell.blackbox, target
 
         def work() -> tuple[formats.Loaded, float, int]:
             slot = box.enter_target(label)
             started = perf_counter()
             try:
-                loaded = formats.load(path, spec.format, options)
+                loaded = _loaded(spec)
             finally:
                 box.leave(slot)
             return loaded, perf_counter() - started, _size(path)
@@ -216,6 +218,12 @@ def _settings(spec: LoadSpec) -> Settings:
         limits=Limits(tuning.max_batch_size, tuning.max_batch_bytes),
         predict_s=spec.predict_s,
     )
+
+
+def _loaded(spec: LoadSpec) -> formats.Loaded:
+    if spec.accelerated is not None:
+        return formats.Loaded(spec.format or "", acceleration.load(Path(spec.accelerated)))
+    return formats.load(Path(spec.path), spec.format, LoadOptions(spec.trusted, spec.parameters, spec.signature))
 
 
 def _entry(target: str, held: _Held, now: float) -> IndexEntry:

@@ -67,9 +67,13 @@ def original_of(model: LoadedModel) -> Original:
     signature = model.signature
     found: Original
     if isinstance(model, SklearnModel):
-        found = Original("sklearn", model.estimator, model, tuple(model.methods), _tree_model(trees.of_sklearn, model.estimator))
+        found = Original(
+            "sklearn", model.estimator, model, tuple(model.methods), _tree_model(trees.of_sklearn, model.estimator)
+        )
     elif isinstance(model, LightGBMModel):
-        found = Original("lightgbm", model.booster, model, ("predict",), _tree_model(boosters.of_lightgbm, model.booster))
+        found = Original(
+            "lightgbm", model.booster, model, ("predict",), _tree_model(boosters.of_lightgbm, model.booster)
+        )
     elif isinstance(model, XGBoostModel):
         found = Original("xgboost", model.booster, model, ("predict",), _tree_model(boosters.of_xgboost, model.booster))
     else:

@@ -16,7 +16,13 @@ from msm.runtime.formats.base import NUMERIC, Array, missing_library
 from msm.runtime.protocols.tensors import DTYPES
 from msm.runtime.signature import Tensor
 
-_WORDS: Final = {"nan": "NaN", "infinity": "infinity", "huge": "a number beyond the range of FP32"}
+LARGE: Final = 1e30
+_WORDS: Final = {
+    "nan": "NaN",
+    "infinity": "infinity",
+    "huge": "a number beyond the range of FP32",
+    "large": f"a number beyond {LARGE:g}",
+}
 
 
 class AcceleratedModel:
@@ -52,20 +58,23 @@ class AcceleratedModel:
 
 
 def _refuse(feed: Feed, array: Array, kinds: Sequence[str]) -> None:
+    """Raises InvalidInput for the kinds of numbers that are refused; cheap when there is nothing odd at all."""
     if array.dtype.kind != "f":
         return
     seen = array.astype(np.float32) if "huge" in kinds and array.dtype.itemsize > 4 else array
-    if np.isfinite(seen).all():
+    if np.isfinite(seen).all() and ("large" not in kinds or not (np.abs(array) > LARGE).any()):
         return
+    finite = np.isfinite(array)
     found = {
         "nan": np.isnan(array).any(),
         "infinity": np.isinf(array).any(),
-        "huge": (np.isinf(seen) & ~np.isinf(array)).any(),
+        "huge": (np.isinf(seen) & finite).any(),
+        "large": ((np.abs(array) > LARGE) & finite).any(),
     }
     for kind in kinds:
         if found[kind]:
-            raise InvalidInput(f"input {feed.name!r} holds {_WORDS[kind]}, which the model does not take",
-                               reason="value_not_taken")  # fmt: skip
+            message = f"input {feed.name!r} holds {_WORDS[kind]}, which the model does not take"
+            raise InvalidInput(message, reason="value_not_taken")
 
 
 def _taken(result: Array, take: Take, tensor: Tensor) -> Array:

@@ -12,7 +12,7 @@ import msgspec
 from msm.runtime.signature import Datatype, Signature
 
 KEY: Final = "msm.acceleration"
-Special = Literal["nan", "infinity", "huge"]
+Special = Literal["nan", "infinity", "huge", "large"]
 
 
 class Feed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -193,9 +193,7 @@ def _classified(
     if classes is None:
         return TreeModel(forest, base=base, through_fp32=through_fp32)
     if forest.scores > 1:
-        return TreeModel(
-            forest, base=base, link="softmax", label="argmax", classes=classes, through_fp32=through_fp32
-        )
+        return TreeModel(forest, base=base, link="softmax", label="argmax", classes=classes, through_fp32=through_fp32)
     label, steepness = binary
     return TreeModel(
         forest, base=base, link="sigmoid", steepness=steepness, pair=True, label=label, classes=classes,

@@ -27,7 +27,8 @@ TOLERANCE: Final = Tolerance()
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`largest` is the largest absolute difference of finite scores; `why` tells of the first disagreement."""
+    """`largest` is the largest difference of scores, absolute for those up to 1 and relative above; `why` tells of the
+    first disagreement."""
 
     rows: int = 0
     largest: float = 0.0
@@ -72,7 +73,7 @@ def compare(
 
 
 def _labels(name: str, want: Array, got: Array) -> Comparison:
-    differ = ~((want == got) | ((want != want) & (got != got)))  # noqa: PLR0124 - only NaN differs from itself
+    differ = ~((want == got) | ((want != want) & (got != got)))
     count = int(np.count_nonzero(differ))
     if not count:
         return Comparison()
@@ -87,7 +88,8 @@ def _scores(name: str, want: Array, got: Array, tolerance: Tolerance) -> Compari
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.where(same, 0.0, np.abs(a - b))
         close = same | (difference <= tolerance.atol + tolerance.rtol * np.where(np.isfinite(a), np.abs(a), 0.0))
-    finite = difference[np.isfinite(difference)]
+        measured = difference / np.maximum(1.0, np.abs(a))
+    finite = measured[np.isfinite(measured)]
     largest = float(finite.max()) if finite.size else 0.0
     if close.all():
         return Comparison(largest=largest)
