@@ -47,7 +47,10 @@ _MAX_BODY: Final = 4 * 1024 * 1024
 
 
 class ProbationApp:
-    """Answers `POST /probe`, `POST /accelerate` and `GET /v2/health/live`. At most `at_once` probes run; further ones wait."""
+    """Answers `POST /probe`, `POST /accelerate` and `GET /v2/health/live`.
+
+    At most `at_once` of the first two run; further ones wait.
+    """
 
     def __init__(self, tasks: Tasks, at_once: int) -> None:
         self._tasks = tasks

@@ -48,7 +48,7 @@ def _diabetes() -> tuple[np.ndarray, np.ndarray]:
 def forest(**options: Any) -> Any:
     from sklearn.ensemble import RandomForestClassifier
 
-    return RandomForestClassifier(30, random_state=1, **options).fit(*_cancer())
+    return RandomForestClassifier(12, random_state=1, **options).fit(*_cancer())
 
 
 def named_forest() -> Any:
@@ -184,11 +184,11 @@ def test_a_booster_is_exact_on_both_sides_of_its_fp64_thresholds(probation: Path
         10,
     )
     booster.save_model(tmp_path / "model.txt")
-    assert len({np.float32(value) for value in rows[:, 0]}) < 5
+    rounded = rows.astype(np.float32).astype(np.float64)
+    assert np.abs(booster.predict(rows) - booster.predict(rounded)).max() > 0.1
     report = accelerate(probation, tmp_path / "model.txt", tmp_path / "model.onnx").json()
     assert report["used"], report
     got = load(tmp_path / "model.onnx").predict({"input-0": rows})["predict"]
-    assert len(np.unique(got)) > 5
     np.testing.assert_allclose(got, booster.predict(rows), rtol=1e-12)
 
 

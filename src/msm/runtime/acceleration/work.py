@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from msm.kit.errors import InvalidInput, MsmError
 from msm.runtime import formats
@@ -50,8 +51,11 @@ class AccelerateSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it. `largest_difference` of a score is absolute up to 1 and relative above; the speeds are ratios, the original's time
-    to the converted model's, for one row and for a batch of 64."""
+    """What came of it.
+
+    `largest_difference` of a score is absolute up to 1 and relative above. The speeds are ratios, the original's time
+    to the converted model's, for one row and for a batch of 64.
+    """
 
     used: bool
     reason: str
@@ -196,8 +200,8 @@ def _takes_fp32_range(original: Original) -> bool:
     batch = drawing.with_specials(original, "large")
     if batch is None:
         return True
-    finite = [row for row in _rows(batch, batch.rows) if all(abs(a).max() < 3.41e38 for a in row.inputs.values())]
-    return all(_asked(original.model, row.inputs) is not None for row in finite)
+    within = np.array([all(np.abs(a[i]).max() < 3.41e38 for a in batch.inputs.values()) for i in range(batch.rows)])
+    return _asked(original.model, {name: array[within] for name, array in batch.inputs.items()}) is not None
 
 
 def _rows(batch: Batch, most: int) -> list[Batch]:
