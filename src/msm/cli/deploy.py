@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 ATTEMPTS = 5
 
 
+class Accelerate(StrEnum):
+    """The values of a version's `accelerate`."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 def deploy(  # noqa: PLR0913 - the parameters are the options
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")],
     artifact: Annotated[
@@ -35,6 +43,10 @@ def deploy(  # noqa: PLR0913 - the parameters are the options
         bool, typer.Option("--trusted", help="Allow formats that run code while loading: pickle, joblib, Python.")
     ] = False,
     alias: Annotated[str | None, typer.Option(help="Let this alias name the version.")] = None,
+    accelerate: Annotated[
+        Accelerate,
+        typer.Option(help="Whether to serve the version converted to ONNX, if it is found to answer alike and faster."),
+    ] = Accelerate.OFF,
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of the model; repeatable.")
     ] = None,
@@ -70,6 +82,7 @@ def deploy(  # noqa: PLR0913 - the parameters are the options
         version=version,
         format=model_format,
         trusted=trusted,
+        accelerate=accelerate.value,
         parameters={name: _json_or_text(value) for name, value in pairs(param or [], "--param").items()},
         labels=pairs(label or [], "--label"),
         alias=alias,
@@ -155,6 +168,7 @@ def _report(model: Model, version: str) -> None:
         ("size", size(status.size_bytes)),
         ("memory", size(status.memory_bytes)),
         ("loads in", duration(status.load_seconds)),
+        ("converted", status.acceleration.reason if status.acceleration else None),
     ):
         if text:
             say(f"  {label:<9} {text}")

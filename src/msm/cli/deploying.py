@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,6 +31,7 @@ class Wanted:
     least: int | None = None
     most: int | None = None
     traffic: bool = True
+    accelerate: Literal["auto", "off"] = "off"
 
 
 def next_version(spec: ModelSpec | None) -> str:
@@ -53,6 +54,7 @@ def deployed(present: Model | None, wanted: Wanted) -> tuple[Model, str]:
         format=wanted.format,
         trusted=wanted.trusted,
         parameters=dict(wanted.parameters),
+        accelerate=wanted.accelerate,
     )
     if present is None:
         spec = ModelSpec(versions=(version,))

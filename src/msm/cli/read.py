@@ -146,9 +146,11 @@ def describe(
     That is what is declared, versions, traffic, copies and the latest events.
     """
     from msm.cli.tables import (
+        ACCELERATION_COLUMNS,
         COPY_COLUMNS,
         EVENT_COLUMNS,
         VERSION_COLUMNS,
+        acceleration_rows,
         copy_row,
         describe_rows,
         event_row,
@@ -171,6 +173,10 @@ def describe(
     for version, status in (model.status.versions if model.status else {}).items():
         if status.message:
             say(f"{version}: {status.message}")
+    accelerated = acceleration_rows(model)
+    if accelerated:
+        say()
+        show(table(ACCELERATION_COLUMNS, accelerated))
     if copies:
         say()
         show(table(COPY_COLUMNS, [copy_row(copy) for copy in copies]))

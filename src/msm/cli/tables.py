@@ -11,7 +11,7 @@ from msm.cli.text import duration, size
 from msm.observe.events import Event
 from msm.planning.routing import effective_split
 from msm.resources.observed import CopyStatus, NodeStatus, WorkerStatus
-from msm.resources.serving import Model, SplitEntry, VersionKey, VersionStatus, service_name
+from msm.resources.serving import Acceleration, Model, SplitEntry, VersionKey, VersionStatus, service_name
 
 Row = tuple[object, ...]
 
@@ -19,6 +19,9 @@ MODEL_COLUMNS = ["MODEL", "VERSIONS", "STATE", "TRAFFIC", "ALIASES", ">GENERATIO
 VERSION_COLUMNS = ["MODEL", "VERSION", "PHASE", "FORMAT", "COPIES", ">REQUESTS", ">MEMORY", ">LOADS IN", "URI"]
 COPY_COLUMNS = ["VERSION", "WORKER", "STATE", ">IN FLIGHT", ">REQUESTS", ">FAILURES", ">MEMORY", ">IDLE", "REASON"]
 WORKER_COLUMNS = ["WORKER", "STATE", ">PID", ">COPIES", ">MEMORY", ">RESTARTS", "MESSAGE"]
+ACCELERATION_COLUMNS = [
+    "ACCELERATION", "SERVES", ">INPUTS", "TOLERANCE", ">LARGEST DIFFERENCE", "SPEED", "WHY",
+]  # fmt: skip
 EVENT_COLUMNS = ["AT", "ABOUT", "REASON", "MESSAGE"]
 _PENDING = VersionStatus(phase="Pending")
 
@@ -63,6 +66,34 @@ def version_rows(model: Model, copies: Iterable[CopyStatus]) -> Iterator[Row]:
             duration(status.load_seconds),
             version.uri,
         )
+
+
+def acceleration_rows(model: Model) -> list[Row]:
+    """What became of `accelerate: auto`, a row for each version that says so and was tried."""
+    rows: list[Row] = []
+    for version in model.spec.versions:
+        found = status_of(model, version.name).acceleration
+        if found is None:
+            continue
+        compared = found.inputs > 0 and found.rtol is not None and found.atol is not None
+        rows.append(
+            (
+                version.name,
+                found.way if found.used else "the original",
+                found.inputs or "",
+                f"labels equal, scores within {found.atol:g} + {found.rtol:g} of the value" if compared else "",
+                "" if found.largest_difference is None else f"{found.largest_difference:.2g}",
+                _speed(found),
+                found.reason,
+            )
+        )
+    return rows
+
+
+def _speed(found: Acceleration) -> str:
+    if found.speed_one is None or found.speed_batch is None:
+        return ""
+    return f"{found.speed_one:.1f} × for one row, {found.speed_batch:.1f} × for 64"
 
 
 def describe_rows(model: Model) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from msm.kit.clock import Clock, SystemClock
 from msm.kit.errors import Conflict, MsmError, NotFound, Overloaded, Unavailable
 from msm.kit.nearest import hint
 from msm.kit.tasks import Tasks
+from msm.node.accelerating import library_format
 from msm.node.artifacts import Artifacts
 from msm.node.config import NodeSettings
 from msm.node.demand import Outcome
@@ -96,7 +97,7 @@ class Agent:
         for model in list(self._desired.models()):
             self._residents.refresh(model.key)
             for found in model.status.versions.values() if model.status else ():
-                self._preparer.use(found.format if found.phase == "Valid" else None)
+                self._preparer.use(library_format(found) if found.phase == "Valid" else None)
         self._desired.on_change(self._changed)
         await self._workers.start()
         await self._probation.start()
@@ -129,7 +130,7 @@ class Agent:
         """There is a new finding about a version."""
         status = self._versions.status(key)
         if status is not None and status.phase == "Valid":
-            self._preparer.use(status.format)
+            self._preparer.use(library_format(status))
         self._residents.settled(key)
 
     def worker_ready(self, worker: Worker, *, adopted: bool) -> None:

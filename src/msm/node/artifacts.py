@@ -14,7 +14,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -81,6 +82,34 @@ class Artifacts:
             raise LoadFailed(
                 f"the artifact has the digest {artifact.digest}, declared is {digest}", reason="digest_mismatch"
             )
+        return artifact
+
+    async def held(self, digest: str, name: str) -> Path | None:
+        """Where the content of `digest` lies, under that name; None when it is not in the cache or was damaged."""
+        found = await self._held(digest, name)
+        return None if found is None else found.path
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Path]:
+        """An empty folder for something that is made here and may be kept; it is gone after the block."""
+        folder = self._tmp / uuid.uuid4().hex
+        await asyncio.to_thread(folder.mkdir)
+        try:
+            yield folder
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+
+    async def keep(self, folder: Path, name: str) -> Artifact:
+        """Take what was made in a `place` under `name` into the cache. Raises LoadFailed."""
+        try:
+            artifact = await asyncio.to_thread(self._keep, folder, name)
+        except OSError as error:
+            with as_load_failure():
+                raise
+            raise AssertionError("unreachable") from error
+        self._total += artifact.size_bytes
+        if self._total > self._limit:
+            await asyncio.to_thread(self._clear)
         return artifact
 
     async def _held(self, digest: str, name: str) -> Artifact | None:
@@ -154,17 +183,13 @@ class Artifacts:
         try:
             place.mkdir()
             await self._fetcher.fetch(uri, place / name, tell)
-            artifact = await asyncio.to_thread(self._keep, place, name)
+            return await self.keep(place, name)
         except OSError as error:
             with as_load_failure():
                 raise
             raise AssertionError("unreachable") from error
         finally:
             await asyncio.to_thread(shutil.rmtree, place, True)
-        self._total += artifact.size_bytes
-        if self._total > self._limit:
-            await asyncio.to_thread(self._clear)
-        return artifact
 
     def _keep(self, place: Path, name: str) -> Artifact:
         """Bring a complete fetch to disk and give it its place in one step."""

@@ -33,7 +33,7 @@ from msm.planning.moves import Load, Unload, Urgency
 from msm.planning.picture import CopyView, FailedLoad
 from msm.planning.routing import Endpoint
 from msm.resources.meta import ObjectKey
-from msm.resources.serving import VersionKey
+from msm.resources.serving import VersionKey, VersionSpec
 
 UNLOAD_TRIES = 3
 DEATH_NOTICE_S = 0.5
@@ -129,12 +129,13 @@ class Carrier:
             timeout_s=model.spec.timeout_seconds,
             predict_s=status.predict_seconds,
         )
-        self._tasks.start(f"load {move.key}", self._do_load(_Held(move.key, worker, details), spec.uri, order))
+        self._tasks.start(f"load {move.key}", self._do_load(_Held(move.key, worker, details), spec, order))
 
-    async def _do_load(self, held: _Held, uri: str, order: LoadOrder) -> None:
+    async def _do_load(self, held: _Held, spec: VersionSpec, order: LoadOrder) -> None:
         try:
-            artifact = await self._around.artifacts.fetch(uri, order.digest)
-            ready = msgspec.structs.replace(order, path=str(artifact.path))
+            artifact = await self._around.artifacts.fetch(spec.uri, order.digest)
+            accelerated = await self._around.versions.accelerated(held.key, spec, artifact)
+            ready = msgspec.structs.replace(order, path=str(artifact.path), accelerated=accelerated)
             loaded = await held.worker.client.load(held.key, ready, wait_s=self._settings.load_timeout_s)
         except MsmError as error:
             await self._load_failed(held, error)

@@ -7,7 +7,7 @@ with the node and again whenever it is gone; it holds nothing that would be miss
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from msm.node.worker_records import WorkerRecord, read_records, write_records
 from msm.resources.meta import to_plain
 from msm.resources.serving import Signature, VersionSpec
 
+T = TypeVar("T")
 READY_POLL_S = 0.02
 MARGIN_S = 30.0
 
@@ -34,6 +35,20 @@ class ProbeResult(msgspec.Struct, frozen=True):
     memory_bytes: int
     load_seconds: float
     predict_seconds: float | None = None
+
+
+class Converted(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a conversion (see `msm.resources.serving.Acceleration`)."""
+
+    used: bool
+    reason: str
+    way: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    largest_difference: float | None = None
+    inputs: int = 0
+    speed_one: float | None = None
+    speed_batch: float | None = None
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -105,11 +120,22 @@ class Probation:
             write_records(self._record, [WorkerRecord(id="probation", pid=pid, start_ticks=process.ticks)])
         return process
 
-    async def probe(self, path: str, spec: VersionSpec, timeout_s: float) -> ProbeResult:
-        """Try the version at `path`. Raises LoadFailed with the load's own reason; Unavailable when the
-        probation process itself is gone, which says nothing about the version."""
-        await self._ready()
-        order: dict[str, Any] = {
+    async def probe(
+        self, path: str, spec: VersionSpec, timeout_s: float, *, accelerated: str | None = None
+    ) -> ProbeResult:
+        """Try the version at `path`, or the converted model that is to serve in its place. Raises LoadFailed with the
+        load's own reason; Unavailable when the probation process itself is gone, which says nothing about the
+        version."""
+        more = {"accelerated": accelerated}
+        return await self._ask("/probe", self._order(path, spec, timeout_s) | more, timeout_s, ProbeResult)
+
+    async def accelerate(self, path: str, spec: VersionSpec, target: str, timeout_s: float) -> Converted:
+        """Convert the version at `path` and write the outcome to `target` if it is to be used. Raises as `probe`."""
+        more = {"target": target}
+        return await self._ask("/accelerate", self._order(path, spec, timeout_s) | more, timeout_s, Converted)
+
+    def _order(self, path: str, spec: VersionSpec, timeout_s: float) -> dict[str, Any]:
+        return {
             "path": path,
             "format": spec.format,
             "trusted": spec.trusted,
@@ -118,13 +144,16 @@ class Probation:
             "timeout_s": timeout_s,
             "memory_limit_bytes": self._settings.probe_memory_bytes,
         }
+
+    async def _ask(self, call: str, order: dict[str, Any], timeout_s: float, kind: type[T]) -> T:
+        await self._ready()
         try:
-            answer = await self._http.call("POST", "/probe", order, timeout_s=timeout_s + MARGIN_S)
+            answer = await self._http.call("POST", call, order, timeout_s=timeout_s + MARGIN_S)
         except DeadlineExceeded as error:
             raise LoadFailed(f"the trial did not end within {timeout_s:g} s", reason="timeout") from error
         try:
             if answer.status == 200:
-                return msgspec.json.decode(answer.body, type=ProbeResult)
+                return msgspec.json.decode(answer.body, type=kind)
             refusal = msgspec.json.decode(answer.body, type=_Refusal)
         except msgspec.DecodeError as error:
             raise Internal("the probation process gave an answer that is not understood") from error

@@ -18,6 +18,7 @@ import msgspec
 from msm.kit.clock import Clock
 from msm.kit.errors import LoadFailed, MsmError
 from msm.kit.tasks import Tasks, backoff_s
+from msm.node.accelerating import Accelerator, is_accelerated
 from msm.node.artifacts import Artifact, Artifacts
 from msm.node.config import NodeSettings
 from msm.node.fetch import TRANSIENT
@@ -25,7 +26,7 @@ from msm.node.gate import Gate
 from msm.node.journal import Journal
 from msm.node.ports import Desired, Records
 from msm.node.probation import Probation
-from msm.resources.meta import ObjectKey
+from msm.resources.meta import ObjectKey, to_plain
 from msm.resources.serving import Model, ModelStatus, VersionKey, VersionPhase, VersionSpec, VersionStatus
 from msm.store.keys import cost_key
 from msm.store.records import Cost
@@ -73,11 +74,13 @@ class Versions:
         self._costs_by_digest: dict[str, Cost] = {}
         self._artifacts: Artifacts
         self._probation: Probation
+        self._accelerator: Accelerator
         self._settled: Callable[[VersionKey], None]
 
     def attach(self, artifacts: Artifacts, probation: Probation, settled: Callable[[VersionKey], None]) -> None:
         """Connect the parts that come later in the making; `settled(key)` is called when a finding changed."""
         self._artifacts, self._probation, self._settled = artifacts, probation, settled
+        self._accelerator = Accelerator(self._settings, artifacts, probation)
 
     async def start(self) -> None:
         """Read the recorded costs."""
@@ -108,7 +111,8 @@ class Versions:
         for model in self._desired.models():
             for spec in model.spec.versions:
                 status = self.status(_key(model, spec))
-                named |= {d for d in (spec.digest, status.digest if status else None) if d}
+                found = (status.digest, status.acceleration.digest if status.acceleration else None) if status else ()
+                named |= {digest for digest in (spec.digest, *found) if digest}
         return named
 
     def in_progress(self) -> int:
@@ -219,7 +223,7 @@ class Versions:
             async with self._probes.pass_through(version), self._phase(version, "Probing"):
                 # Another version of the same content may have been tried while this one waited for its turn.
                 cost = self._known_cost(spec, artifact.digest) or await self._probe(spec, artifact)
-        return VersionStatus(
+        status = VersionStatus(
             phase="Valid",
             digest=artifact.digest,
             format=cost.format,
@@ -229,6 +233,25 @@ class Versions:
             predict_seconds=cost.predict_seconds,
             size_bytes=artifact.size_bytes,
         )
+        if spec.accelerate == "off":
+            return status
+        async with self._probes.pass_through(version), self._phase(version, "Probing"):
+            return await self._accelerator.examine(spec, artifact, status)
+
+    async def accelerated(self, key: VersionKey, spec: VersionSpec, artifact: Artifact) -> str | None:
+        """The file of the converted model that serves for a version, made again if the cache lost it; None when the
+        original serves. Raises Unavailable when the probation process is away."""
+        status = self.status(key)
+        if status is None or not is_accelerated(status):
+            return None
+        path = await self._accelerator.path_of(status)
+        if path is None:
+            status = await self._accelerator.examine(spec, artifact, status)
+            path = await self._accelerator.path_of(status)
+            self._found[key] = status
+            self._tell_acceleration(key, status)
+            await self._record(key, status)
+        return None if path is None else str(path)
 
     def _known_cost(self, spec: VersionSpec, digest: str) -> Cost | None:
         """The cost found earlier for the same content, when nothing but the content decides about how it is run."""
@@ -305,6 +328,17 @@ class Versions:
         message = f"{version} is valid: {status.format}, {megabytes:.1f} MiB, loads in {status.load_seconds:.2f} s"
         data: dict[str, Any] = {"digest": status.digest, "memory_bytes": status.memory_bytes}
         self._journal.note(str(version.model_key), "VersionValid", message, data=data)
+        self._tell_acceleration(version, status)
+
+    def _tell_acceleration(self, version: VersionKey, status: VersionStatus) -> None:
+        found = status.acceleration
+        if found is None:
+            return
+        if found.used:
+            name, message = "Accelerated", f"{version} is served by its converted model: {found.reason}"
+        else:
+            name, message = "NotAccelerated", f"{version} is served by the original: {found.reason}"
+        self._journal.note(str(version.model_key), name, message, data=to_plain(found))
 
 
 def _key(model: Model, spec: VersionSpec) -> VersionKey:

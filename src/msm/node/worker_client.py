@@ -54,7 +54,8 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class LoadOrder(msgspec.Struct, frozen=True):
-    """What a worker needs to load a version. `predict_s` is the time one call may take before it counts as hung."""
+    """What a worker needs to load a version. `predict_s` is the time one call may take before it counts as hung,
+    `accelerated` the file of the converted model that is loaded in place of the artifact."""
 
     path: str
     format: str
@@ -64,6 +65,7 @@ class LoadOrder(msgspec.Struct, frozen=True):
     signature: dict[str, Any] | None
     timeout_s: float
     predict_s: float | None
+    accelerated: str | None = None
 
 
 PREPARE_S = 60.0  # importing a large library from a cold disk

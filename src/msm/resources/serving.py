@@ -40,7 +40,8 @@ class VersionSpec(Base, frozen=True):
 
     `format` and `signature` are found by looking at the artifact when they are not given. `digest` is
     recorded at the first fetch when it is not given, and kept in lower case. `trusted` allows formats that run
-    code while loading (pickle, joblib, Python classes).
+    code while loading (pickle, joblib, Python classes). `accelerate` auto has the version converted to ONNX, which
+    serves in its place if it is found to answer alike and faster.
     """
 
     name: str
@@ -50,6 +51,7 @@ class VersionSpec(Base, frozen=True):
     trusted: bool = False
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     signature: Signature | None = None
+    accelerate: Literal["auto", "off"] = "off"
 
     def __post_init__(self) -> None:
         if self.digest is not None and self.digest != self.digest.lower():
@@ -117,6 +119,26 @@ class ModelSpec(Base, frozen=True):
 VersionPhase = Literal["Pending", "Fetching", "Probing", "Valid", "Failed"]
 
 
+class Acceleration(Base, frozen=True):
+    """What became of `accelerate: auto`. When `used`, the converted model of `digest` serves in place of the original.
+
+    `way` is how it was converted. On `inputs` rows all labels were equal and all scores within
+    atol + rtol * |original's|; `largest_difference` of a score is absolute up to 1 and relative above. The speeds are
+    the original's time divided by the converted model's, for one row and for a batch of 64.
+    """
+
+    used: bool
+    reason: str
+    way: str | None = None
+    digest: Digest | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    largest_difference: float | None = None
+    inputs: int = 0
+    speed_one: float | None = None
+    speed_batch: float | None = None
+
+
 class VersionStatus(Base, frozen=True):
     """What the mesh found out about a version.
 
@@ -134,6 +156,7 @@ class VersionStatus(Base, frozen=True):
     size_bytes: int | None = None
     reason: str | None = None
     message: str | None = None
+    acceleration: Acceleration | None = None
 
 
 class ModelStatus(Base, frozen=True):

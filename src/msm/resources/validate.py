@@ -47,7 +47,7 @@ _RESERVED_HEADERS = frozenset(
 
 # Fields of a version that never change while the version keeps its name. Some that were left to be found out
 # may be declared later.
-_FIXED = ("uri", "format", "digest", "trusted", "parameters", "signature")
+_FIXED = ("uri", "format", "digest", "trusted", "parameters", "signature", "accelerate")
 _MAY_BE_ADDED = frozenset({"format", "digest", "signature"})
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from msm.kit.errors import LoadFailed
 from msm.runtime import formats, memory
+from msm.runtime.acceleration import model as acceleration
 from msm.runtime.formats.base import LoadedModel, LoadOptions, zeros
 from msm.runtime.signature import Signature
 from msm.runtime.validate import check_outputs
@@ -27,7 +28,8 @@ _NO_MEMORY: Final = re.compile(r"bad[ _]alloc|failed to allocate|unable to alloc
 
 
 class ProbeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be probed, and within which limits. `memory_limit_bytes` bounds one copy."""
+    """What is to be probed, and within which limits. `memory_limit_bytes` bounds one copy. `accelerated` is the file
+    of the converted model that is to serve in place of the artifact."""
 
     path: str
     format: str | None = None
@@ -36,6 +38,7 @@ class ProbeSpec(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature | None = None
     timeout_s: float = 120.0
     memory_limit_bytes: int | None = None
+    accelerated: str | None = None
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
@@ -53,16 +56,14 @@ def measure(spec: ProbeSpec, enter: Callable[[str], None]) -> ProbeResult:
 
     Raises LoadFailed and the other errors of `formats.load`.
     """
-    path = Path(spec.path)
-    options = LoadOptions(spec.trusted, spec.parameters, spec.signature)
     enter("loading")
-    first = formats.load(path, spec.format, options)
+    first = _load(spec)
     enter("predicting")
     predict_seconds(first.model)
     enter("loading")
     before = _settled_bytes()
     started = perf_counter()
-    second = formats.load(path, spec.format, options)
+    second = _load(spec)
     load_seconds = perf_counter() - started
     enter("predicting")
     fastest = predict_seconds(second.model)
@@ -71,6 +72,12 @@ def measure(spec: ProbeSpec, enter: Callable[[str], None]) -> ProbeResult:
     if limit is not None and growth > limit:
         raise LoadFailed(f"the model takes {growth} bytes of memory, the limit is {limit}", reason="memory_limit")
     return ProbeResult(second.format, second.model.signature, growth, load_seconds, fastest)
+
+
+def _load(spec: ProbeSpec) -> formats.Loaded:
+    if spec.accelerated is not None:
+        return formats.Loaded(spec.format or "", acceleration.load(Path(spec.accelerated)))
+    return formats.load(Path(spec.path), spec.format, LoadOptions(spec.trusted, spec.parameters, spec.signature))
 
 
 def _settled_bytes() -> int:

@@ -16,8 +16,9 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msm.runtime import environment
 
@@ -29,11 +30,13 @@ from msm.http.server import Listener, Request, json_answer, plain_refusal  # noq
 from msm.kit.errors import InvalidInput, MsmError, NotFound  # noqa: E402
 from msm.kit.tasks import Tasks  # noqa: E402
 from msm.runtime import formats, logs, memory  # noqa: E402
-from msm.runtime.measure import ProbeSpec  # noqa: E402
-from msm.runtime.probe import ProbeFailed, probe  # noqa: E402
+from msm.runtime.acceleration.work import AccelerateSpec, accelerate  # noqa: E402
+from msm.runtime.measure import ProbeSpec, measure  # noqa: E402
+from msm.runtime.probe import ProbeFailed, Spec, Work, probe  # noqa: E402
 from msm.runtime.server import open_socket  # noqa: E402
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LIBRARIES: Final = (
     "numpy", "pandas", "scipy.sparse", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model",
@@ -45,7 +48,10 @@ _MAX_BODY: Final = 4 * 1024 * 1024
 
 
 class ProbationApp:
-    """Answers `POST /probe` and `GET /v2/health/live`. At most `at_once` probes run; further ones wait."""
+    """Answers `POST /probe`, `POST /accelerate` and `GET /v2/health/live`.
+
+    At most `at_once` of the first two run; further ones wait.
+    """
 
     def __init__(self, tasks: Tasks, at_once: int) -> None:
         self._tasks = tasks
@@ -54,23 +60,27 @@ class ProbationApp:
     def handle(self, request: Request) -> None:
         """Answer a request; a probe when its child has ended. A caller that goes ends its probe."""
         if request.method == b"POST" and request.path == b"/probe":
-            spec = _decoded(request.body)
-            request.task = self._tasks.start("probe", self._probe(request, spec))
+            spec = _decoded(request.body, ProbeSpec)
+            request.task = self._tasks.start("probe", self._try(request, spec, partial(measure, spec)))
+        elif request.method == b"POST" and request.path == b"/accelerate":
+            order = _decoded(request.body, AccelerateSpec)
+            request.task = self._tasks.start("accelerate", self._try(request, order, partial(accelerate, order)))
         elif request.method == b"GET" and request.path == b"/v2/health/live":
             request.respond(json_answer(200, _live()))
         else:
             raise NotFound(f"there is no path {request.path[:100].decode('latin-1')!r} here", reason="no_such_path")
 
-    async def _probe(self, request: Request, spec: ProbeSpec) -> None:
+    async def _try(self, request: Request, spec: Spec, work: Work) -> None:
         async with self._free:
             started = time.monotonic()
             try:
-                result = await probe(spec)
+                result = await probe(spec, work)
             except (ProbeFailed, MsmError) as error:
                 log.info("refused", extra={"reason": error.reason, "error": error.message})
                 request.respond(json_answer(422, {"error": error.message, "reason": error.reason}))
                 return
-            log.info("measured", extra={"seconds": round(time.monotonic() - started, 3), "format": result["format"]})
+            what = "measured" if isinstance(spec, ProbeSpec) else "accelerated" if result["used"] else "not accelerated"
+            log.info(what, extra={"seconds": round(time.monotonic() - started, 3), "format": spec.format})
             request.respond(json_answer(200, result))
 
 
@@ -79,9 +89,9 @@ def _live() -> dict[str, Any]:
     return {"live": True, "pid": os.getpid(), "rss_bytes": memory.resident_bytes(), "threads": threads}
 
 
-def _decoded(body: bytes) -> ProbeSpec:
+def _decoded(body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=ProbeSpec)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the body is wrong: {str(error).replace('`', chr(39))}", reason="invalid_body") from error
 

@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -17,8 +18,9 @@ import msgspec
 import orjson
 
 from msm.kit.errors import MsmError
+from msm.runtime.acceleration.work import AccelerateSpec
 from msm.runtime.formats.base import first_line
-from msm.runtime.measure import ProbeSpec, measure
+from msm.runtime.measure import ProbeSpec
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,11 @@ _PR_SET_PDEATHSIG: Final = 1
 # Beyond two copies of the model a child needs room for libraries it imports and for buffers while it loads.
 _RESIDENT_SLACK: Final = 256 * 1024 * 1024
 _ADDRESS_SLACK: Final = 1024 * 1024 * 1024
+
+
+# What a child does: told each stage it enters, it returns a struct.
+Spec = ProbeSpec | AccelerateSpec
+Work = Callable[[Callable[[str], None]], msgspec.Struct]
 
 
 class ProbeFailed(Exception):
@@ -47,12 +54,12 @@ class _Child:
     report: int  # memory file: the stage in the first 16 bytes, then the result as JSON
 
 
-async def probe(spec: ProbeSpec) -> dict[str, Any]:
-    """The `ProbeResult` of a version as plain values.
+async def probe(spec: Spec, work: Work) -> dict[str, Any]:
+    """What `work` gives in a child within the limits of `spec`, as plain values.
 
     Raises ProbeFailed. Whatever happens, the child and its own children are gone afterwards.
     """
-    child = _fork(spec)
+    child = _fork(spec, work)
     try:
         why = await _wait(child, spec)
     finally:
@@ -63,16 +70,16 @@ async def probe(spec: ProbeSpec) -> dict[str, Any]:
         os.close(child.report)
 
 
-def _fork(spec: ProbeSpec) -> _Child:
+def _fork(spec: Spec, work: Work) -> _Child:
     report = os.memfd_create("probe")
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _run_child(spec, report, parent)
+        _run_child(spec, work, report, parent)
     return _Child(pid, os.pidfd_open(pid), report)
 
 
-async def _wait(child: _Child, spec: ProbeSpec) -> str | None:
+async def _wait(child: _Child, spec: Spec) -> str | None:
     """Wait for the end of the child; returns why it must be ended before, if so."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -103,7 +110,7 @@ def _end(child: _Child) -> int:
     return status
 
 
-def _judge(child: _Child, status: int, why: str | None, spec: ProbeSpec) -> dict[str, Any]:
+def _judge(child: _Child, status: int, why: str | None, spec: Spec) -> dict[str, Any]:
     """The child's result, or the error that its end means."""
     data = os.pread(child.report, os.fstat(child.report).st_size, 0)
     stage = data[:_STAGE_BYTES].rstrip(b"\0").decode() or "starting"
@@ -124,7 +131,7 @@ def _judge(child: _Child, status: int, why: str | None, spec: ProbeSpec) -> dict
     raise ProbeFailed(f"the model ended its process while {stage} (exit code {os.WEXITSTATUS(status)})", "crashed")
 
 
-def _too_large(spec: ProbeSpec) -> ProbeFailed:
+def _too_large(spec: Spec) -> ProbeFailed:
     limit = spec.memory_limit_bytes
     what = "there is" if limit is None else f"the limit of {limit} bytes"
     return ProbeFailed(f"the model takes more memory than {what}", "memory_limit")
@@ -137,25 +144,25 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _run_child(spec: ProbeSpec, report: int, parent: int) -> NoReturn:
+def _run_child(spec: Spec, work: Work, report: int, parent: int) -> NoReturn:
     """Everything the child does. Never returns into the code of the process it was forked from."""
     code = 1
     try:
         _isolate(report, parent)
         _limit(spec)
-        answer = _measured(spec, report)
+        answer = _measured(spec, work, report)
         os.pwrite(report, answer, _STAGE_BYTES)
         code = 0
     finally:
         os._exit(code)
 
 
-def _measured(spec: ProbeSpec, report: int) -> bytes:
+def _measured(spec: Spec, work: Work, report: int) -> bytes:
     def enter(stage: str) -> None:
         os.pwrite(report, stage.encode().ljust(_STAGE_BYTES, b"\0"), 0)
 
     try:
-        return msgspec.json.encode(measure(spec, enter))
+        return msgspec.json.encode(work(enter))
     except MsmError as error:
         log.info("the version was refused", extra={"reason": error.reason}, exc_info=error.__cause__)
         return orjson.dumps({"error": error.message, "reason": error.reason})
@@ -183,7 +190,7 @@ def _isolate(report: int, parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _limit(spec: ProbeSpec) -> None:
+def _limit(spec: Spec) -> None:
     if spec.memory_limit_bytes is None:
         return
     mapped = int(Path("/proc/self/statm").read_bytes().split()[0]) * _PAGE

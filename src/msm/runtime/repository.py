@@ -18,6 +18,7 @@ import msgspec
 from msm.kit.errors import Conflict, InvalidInput, MsmError, Unavailable
 from msm.kit.tasks import Tasks
 from msm.runtime import formats, memory, warmup
+from msm.runtime.acceleration import model as acceleration
 from msm.runtime.batching import Limits
 from msm.runtime.engine import TIMEOUT_S, Engine, Settings, Shell
 from msm.runtime.formats.base import LoadedModel, LoadOptions
@@ -32,7 +33,8 @@ _TRIM_EVERY = 32
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the node says to have a version loaded. `timeout_s` bounds a request, `predict_s` is what one takes."""
+    """What the node says to have a version loaded. `timeout_s` bounds a request, `predict_s` is what one takes.
+    `accelerated` is the file of the converted model that is loaded in place of the artifact."""
 
     path: str
     format: str | None = None
@@ -42,6 +44,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature | None = None
     timeout_s: float | None = None
     predict_s: float | None = None
+    accelerated: str | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -139,8 +142,7 @@ class Repository:
         return await asyncio.shield(task)
 
     async def _load(self, target: str, spec: LoadSpec, settings: Settings) -> LoadResult:
-        path = Path(spec.path)
-        options = LoadOptions(spec.trusted, spec.parameters, spec.signature)
+        path = Path(spec.accelerated or spec.path)
         box, label = self._shell.blackbox, target
         requests = warmup.requests_of(spec.parameters)
 
@@ -148,7 +150,7 @@ class Repository:
             slot = box.enter_target(label)
             started = perf_counter()
             try:
-                loaded = formats.load(path, spec.format, options)
+                loaded = _loaded(spec)
                 seconds = perf_counter() - started
                 warmup.run(loaded.model, requests, takes_zeros=spec.predict_s is not None)
             finally:
@@ -248,6 +250,12 @@ def _settings(spec: LoadSpec) -> Settings:
         predict_s=spec.predict_s,
         may_move=tuning.own_process is not False,
     )
+
+
+def _loaded(spec: LoadSpec) -> formats.Loaded:
+    if spec.accelerated is not None:
+        return formats.Loaded(spec.format or "", acceleration.load(Path(spec.accelerated)))
+    return formats.load(Path(spec.path), spec.format, LoadOptions(spec.trusted, spec.parameters, spec.signature))
 
 
 def _entry(target: str, held: _Held, now: float) -> IndexEntry:

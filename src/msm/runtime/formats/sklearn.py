@@ -87,6 +87,7 @@ class SklearnModel:
         self.accepts = NUMERIC
         self.source = estimator
         self._arrange = _arranger(estimator, signature)
+        self.methods = tuple(methods)
         self._calls: list[tuple[str, Callable[[Any], Any]]] = [(name, getattr(estimator, name)) for name in methods]
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
