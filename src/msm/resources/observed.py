@@ -28,7 +28,7 @@ class CopyStatus(Base, frozen=True):
 
 
 class WorkerStatus(Base, frozen=True):
-    """One model process."""
+    """One model process. `runtime` names the ServingRuntime ("namespace/name") whose server it drives, if any."""
 
     id: str
     state: WorkerState
@@ -37,6 +37,7 @@ class WorkerStatus(Base, frozen=True):
     copies: int = 0
     restarts: int = 0
     message: str | None = None
+    runtime: str | None = None
 
 
 class GatewayStatus(Base, frozen=True):
