@@ -63,7 +63,9 @@ class ServerProcess:
         self.ended = asyncio.get_running_loop().create_task(process.wait(), name=f"server {process.pid}")
 
     @classmethod
-    async def start(cls, argv: Sequence[str], env: Mapping[str, str], ports: Mapping[str, int], record: Path) -> ServerProcess:
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], ports: Mapping[str, int], record: Path
+    ) -> ServerProcess:
         """Start it. Raises OSError when the program cannot be run. `record` is the file that remembers it."""
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -75,7 +77,7 @@ class ServerProcess:
             start_new_session=True,
             preexec_fn=_die_with_parent,  # the only way to a signal at the end of the parent; it calls nothing else
         )
-        record.write_text(str(process.pid))
+        _write(record, str(process.pid))
         return cls(process, ports, record)
 
     @property
@@ -113,14 +115,19 @@ class ServerProcess:
         return sum(_pss(pid) for pid in members(self.pid))
 
 
+def _write(record: Path, text: str) -> None:
+    """A few bytes, on the loop: no server may run that no record names."""
+    record.write_text(text)
+
+
 def members(session: int) -> list[int]:
     """The processes of a session."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with suppress(OSError):
-                if os.getsid(int(entry)) == session:
-                    found.append(int(entry))
+                if os.getsid(int(entry.name)) == session:
+                    found.append(int(entry.name))
     return found
 
 

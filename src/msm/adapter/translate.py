@@ -70,7 +70,7 @@ def rename_answer(body: bytes, names: Names, header_length: int | None = None) -
         found: dict[str, Any] = dict(_OBJECT.decode(head))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return body, header_length
-    if "model_name" in found or "outputs" in found and "model" not in found and "name" not in found:
+    if "model_name" in found or ("outputs" in found and "model" not in found and "name" not in found):
         found["model_name"], found["model_version"] = names.model, names.version
     elif "name" in found:
         found["name"] = names.model

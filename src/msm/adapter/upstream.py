@@ -74,7 +74,8 @@ class Upstream:
         async with self._kept(connection) as keep:
             connection.writer.write(request)
             await connection.writer.drain()
-            status, headers = 100, {}
+            status = 100
+            headers: dict[str, str] = {}
             while status == 100:
                 status, headers = _head(await connection.reader.readuntil(b"\r\n\r\n"))
             body, reusable = await _body(connection.reader, status, headers, method)
