@@ -88,7 +88,7 @@ def write_sklearn(path: Path) -> Path:
     return path
 
 
-CUSTOM = '''
+CUSTOM = """
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
@@ -103,7 +103,7 @@ class Scaled(MLModel):
         values = NumpyCodec.decode_input(payload.inputs[0])
         answer = NumpyCodec.encode_output("scaled", values * self._factor)
         return InferenceResponse(model_name=self.name, model_version=self.version, outputs=[answer])
-'''
+"""
 
 
 def write_custom(folder: Path) -> Path:

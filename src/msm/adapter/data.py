@@ -19,6 +19,7 @@ from msm.adapter.repository import Held, Repository
 from msm.adapter.translate import (
     Names,
     check_request,
+    check_shapes,
     error_of,
     error_text,
     rename_answer,
@@ -142,7 +143,7 @@ class DataApp:
             )
         header_length = None if length is None else int(length)
         if verb in ("infer", "infer_stream"):
-            check_request(request.body, header_length)
+            check_request(request.body, header_length, held.signature)
         inner = f"/v2/models/{quote(held.names.inner)}" + (f"/{verb}" if verb else "")
         return Call(method, inner, request.body, header_length)
 
@@ -207,6 +208,9 @@ class DataApp:
         if call not in ("ModelInfer", "ModelReady", "ModelMetadata"):
             raise Unsupported(f"call {call[:100]!r} is not offered", reason="unknown_call")
         message = oip_grpc.unframe(request.body)
+        if call == "ModelInfer" and held.signature is not None and held.signature.inputs:
+            sent = oip_grpc.parse(pb.ModelInferRequest, request.body).inputs
+            check_shapes(held.signature, ((item.name, list(item.shape)) for item in sent))
         # Of a scalar field that comes twice the last one counts (protobuf encoding, "Last One Wins"): names are
         # replaced by writing them once more, whatever the size of the tensors. No version: the server's only one.
         message += _field(_NAME, names.inner) + _field(_VERSION, "")

@@ -33,6 +33,13 @@ _JSON: Final = b"content-type: application/json\r\n"
 _FREE_MARGIN: Final = 3  # ports for one server: HTTP, gRPC, metrics
 
 
+class _IndexEntry(msgspec.Struct, frozen=True):
+    """A model in a server's index."""
+
+    name: str
+    state: str = ""
+
+
 @dataclass(slots=True)
 class Server:
     """A running server and the ways to it."""
@@ -156,7 +163,7 @@ class SharedServer:
             try:
                 reply = await placed.server.rest.call("POST", _path(placed.inner, "unload"), b"{}", _JSON)
                 async with asyncio.timeout(UNLOAD_S):
-                    while reply.status == 200 and await _is_ready(placed.server, placed.inner):
+                    while reply.status == 200 and await _is_there(placed.server, placed.inner):
                         await asyncio.wait([placed.server.process.ended], timeout=POLL_S)
             except TimeoutError as error:
                 raise Unavailable("the server does not let go of the model", reason="unload_failed") from error
@@ -254,8 +261,16 @@ def _load_failure(reply: Reply, inner: str, target: str) -> LoadFailed:
     return LoadFailed(told or f"the server answered with status {reply.status}", reason="load_failed")
 
 
-async def _is_ready(server: Server, inner: str) -> bool:
-    return (await server.rest.call("GET", f"/v2/models/{quote(inner)}/ready")).status == 200
+async def _is_there(server: Server, inner: str) -> bool:
+    """Whether a server still holds something of a model: unloading may go on after the answer to the order."""
+    reply = await server.rest.call("POST", "/v2/repository/index", b"{}", _JSON)
+    try:
+        entries = msgspec.json.decode(reply.body, type=list[_IndexEntry]) if reply.status == 200 else None
+    except msgspec.DecodeError:
+        entries = None
+    if entries is None:  # a server without an index
+        return (await server.rest.call("GET", f"/v2/models/{quote(inner)}/ready")).status == 200
+    return any(entry.name == inner and entry.state in ("READY", "LOADING", "UNLOADING") for entry in entries)
 
 
 async def _metadata(server: Server, inner: str) -> Mapping[str, Any]:

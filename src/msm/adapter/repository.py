@@ -46,6 +46,7 @@ class Held:
         "names",
         "placed",
         "requests",
+        "signature",
         "timeout_s",
     )
 
@@ -54,6 +55,7 @@ class Held:
         self.placed = placed
         self.loaded = loaded
         self.digest = order.digest
+        self.signature = order.signature
         self.timeout_s = order.timeout_s or TIMEOUT_S
         self.in_flight = self.requests = self.failures = 0
         self.last_used = now

@@ -7,11 +7,13 @@ tracebacks and paths.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from msm.kit.errors import Internal, InvalidInput, MsmError, NotFound, Overloaded, Unavailable, Unsupported
+from msm.runtime.signature import Signature
 
 _MOST_TEXT: Final = 500
 _PATH: Final = re.compile(r"(?<![\w.:/])/(?:[^\s/'\":,;()]+/)+([^\s/'\":,;()]*)")
@@ -36,10 +38,39 @@ def _object(body: bytes | memoryview) -> dict[str, msgspec.Raw]:
         raise InvalidInput("the body is not a JSON object", reason="invalid_json") from error
 
 
-def check_request(body: bytes, header_length: int | None) -> None:
-    """Refuse what no server could understand: a body whose JSON part is not an object with `inputs`.
+class _Input(msgspec.Struct, frozen=True):
+    name: str
+    shape: tuple[int, ...]
 
-    Raises InvalidInput.
+
+class _Inputs(msgspec.Struct, frozen=True):
+    inputs: tuple[_Input, ...]
+
+
+def check_shapes(signature: Signature, inputs: Iterable[tuple[str, Sequence[int]]]) -> None:
+    """Whether what is sent has the names and shapes of a signature: not every server can tell a caller's mistake from
+    its own. Raises InvalidInput."""
+    known = {tensor.name: tensor for tensor in signature.inputs}
+    sent = dict(inputs)
+    for name, shape in sent.items():
+        tensor = known.get(name)
+        if tensor is None:
+            raise InvalidInput(
+                f"there is no input {name[:100]!r}, the inputs are {', '.join(known)}", reason="unknown_input"
+            )
+        if not tensor.allows(tuple(shape)):
+            raise InvalidInput(
+                f"input {name!r} has shape {list(shape)[:16]}, the model takes {list(tensor.shape)}",
+                reason="wrong_shape",
+            )
+    missing = [name for name, tensor in known.items() if name not in sent and not tensor.optional]
+    if missing:
+        raise InvalidInput(f"input {missing[0]!r} is missing", reason="missing_input")
+
+
+def check_request(body: bytes, header_length: int | None, signature: Signature | None = None) -> None:
+    """Refuse what no server could understand: a body whose JSON part is not an object with `inputs`; with a
+    `signature` also what does not have its names and shapes. Raises InvalidInput.
     """
     if header_length is not None and header_length > len(body):
         raise InvalidInput(
@@ -50,6 +81,14 @@ def check_request(body: bytes, header_length: int | None) -> None:
     found = _object(part)
     if bytes(found.get("inputs", b""))[:1] != b"[":
         raise InvalidInput("inputs is missing or not a list", reason="invalid_inputs")
+    if signature is not None and signature.inputs:
+        try:
+            sent = msgspec.json.decode(part, type=_Inputs).inputs
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                "each input needs a name and a shape of whole numbers", reason="invalid_inputs"
+            ) from error
+        check_shapes(signature, ((item.name, item.shape) for item in sent))
 
 
 def rename_request(body: bytes, inner: str) -> bytes:
