@@ -11,7 +11,7 @@ ARGS ?=
 # Also for what the tests and the examples import themselves.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check fast lint types bench bench-peers docs lock clean debian
+.PHONY: quickstart test check fast lint types bench bench-peers docs lock clean debian peers
 
 $(UV):
 	$(PY) -m venv $(VENV)
@@ -38,11 +38,14 @@ check: $(VENV)/.dev  ## format, lint, types, import contracts, fast tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -q tests/unit -n 2
 
-test: check debian  ## everything
+test: check debian peers  ## everything
 	$(BIN)/pytest -q tests/contract tests/component tests/badinput tests/system
 
 debian:  ## Debian packages that tests need; needs root, says so otherwise
 	@scripts/debian-packages
+
+peers: | $(UV)  ## external model servers that tests run, each in an environment of its own below .peers
+	@UV=$(UV) PY=$(PY) scripts/peers mlserver triton
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)

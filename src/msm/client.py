@@ -23,6 +23,7 @@ from msm.observe.events import Event
 from msm.resources.manifest import plain
 from msm.resources.meta import ObjectKey, is_name
 from msm.resources.observed import Explanation, NodeStatus
+from msm.resources.runtimes import ServingRuntime
 from msm.resources.serving import Model, Resource
 from msm.resources.text import shown
 from msm.resources.wire import (
@@ -37,6 +38,7 @@ from msm.resources.wire import (
     ProblemDocument,
     ProgressReport,
     RollbackRequest,
+    RuntimeList,
     WatchItem,
 )
 
@@ -160,7 +162,7 @@ class MeshClient:
         return self._call(Model, "GET", _path(key))
 
     def delete(self, key: ObjectKey, *, resource_version: int | None = None) -> ChangeReport:
-        """Remove a model; its history stays."""
+        """Remove an object; its history stays."""
         return self._call(ChangeReport, "DELETE", _path(key), params=_given(resourceVersion=resource_version))
 
     def progress(self, key: ObjectKey) -> ProgressReport:
@@ -174,6 +176,14 @@ class MeshClient:
     def at_generation(self, key: ObjectKey, generation: int) -> Model:
         """The model as that generation declared it."""
         return self._call(Model, "GET", f"{_path(key)}/history/{generation}")
+
+    def runtimes(self, namespace: str | None = None) -> RuntimeList:
+        """All runtimes, or those of a namespace."""
+        return self._call(RuntimeList, "GET", "/api/v1/runtimes", params=_given(namespace=namespace))
+
+    def runtime(self, key: ObjectKey) -> ServingRuntime:
+        """One runtime."""
+        return self._call(ServingRuntime, "GET", _path(key))
 
     def rollback(self, key: ObjectKey, *, to: int | None = None) -> ChangeReport:
         """Make the spec of an earlier generation the newest; None: the last one that differs."""
@@ -326,7 +336,8 @@ def _path(key: ObjectKey) -> str:
     for part in (key.namespace, key.name):
         if not is_name(part):  # ".." in an address would be another address
             raise errors.NotFound(f"there is no {key.kind.lower()} {shown(part)}: that is not a name")
-    return f"/api/v1/models/{quote(key.namespace, '')}/{quote(key.name, '')}"
+    below = "runtimes" if key.kind == ServingRuntime.kind else "models"
+    return f"/api/v1/{below}/{quote(key.namespace, '')}/{quote(key.name, '')}"
 
 
 def _log_path(worker: str) -> str:

@@ -105,7 +105,11 @@ class Node:
 
     async def declare(self, name: str, uri: str, **spec: Any) -> ObjectKey:
         """Deploy a model with one version v1 and the given fields of spec and version."""
-        version = {field: spec.pop(field) for field in ("format", "trusted", "parameters", "digest") if field in spec}
+        version = {
+            field: spec.pop(field)
+            for field in ("format", "trusted", "parameters", "digest", "runtime", "memory")
+            if field in spec
+        }
         scaling = Scaling(**spec.pop("scaling", {}))
         versions = (VersionSpec(name="v1", uri=uri, **version),)
         model = Model(metadata=Meta(name=name), spec=ModelSpec(versions=versions, scaling=scaling, **spec))

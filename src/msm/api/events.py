@@ -13,6 +13,7 @@ from msm.api.bodies import answer, flag, number
 from msm.api.deps import ApiDeps, deps_of
 from msm.api.streams import closing
 from msm.kit.errors import InvalidInput
+from msm.resources.serving import Model
 from msm.resources.text import shown
 from msm.resources.wire import WatchItem
 from msm.store import CatalogChange
@@ -66,13 +67,18 @@ async def _changes(deps: ApiDeps, first: int) -> AsyncGenerator[tuple[str, Any],
     async with closing(deps.catalog.watch(first)) as batches:
         async for batch in batches:
             for change in batch:
-                yield "change", _item(change)
+                if change.key.kind == Model.kind:
+                    yield "change", _item(change)
 
 
 def _item(change: CatalogChange) -> WatchItem:
     key = change.key
     return WatchItem(
-        revision=change.revision, kind=key.kind, namespace=key.namespace, name=key.name, model=change.model
+        revision=change.revision,
+        kind=key.kind,
+        namespace=key.namespace,
+        name=key.name,
+        model=change.resource if isinstance(change.resource, Model) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Declared models: apply, read, delete, history, roll back. The rules are the catalog's; here they are only spoken."""
+"""Declared objects: apply, read, delete, history, roll back. The rules are the catalog's; here they are only spoken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from msm.api.deps import ADMIN, deps_of
 from msm.kit.errors import NotFound
 from msm.resources.manifest import load
 from msm.resources.meta import ObjectKey, is_name
-from msm.resources.serving import VersionKey, VersionStatus
+from msm.resources.runtimes import ServingRuntime
+from msm.resources.serving import Model, VersionKey, VersionStatus
 from msm.resources.text import shown
 from msm.resources.wire import (
     ApplyReport,
@@ -23,13 +24,14 @@ from msm.resources.wire import (
     ModelList,
     ProgressReport,
     RollbackRequest,
+    RuntimeList,
     VersionProgress,
 )
 from msm.store import Change
 
-KIND = "Model"
 MOST_REVISION = 2**63 - 1
-_ONE = "/models/{namespace}/{name}"
+_ONE = "/{namespace}/{name}"
+_KINDS = {"models": (Model.kind, "model"), "runtimes": (ServingRuntime.kind, "runtime")}
 
 
 async def apply(request: Request) -> Response:
@@ -39,7 +41,7 @@ async def apply(request: Request) -> Response:
     dry_run = flag(request, "dryRun")
     located = await asyncio.to_thread(load, body)  # a megabyte of YAML takes a while
     changes = await deps.catalog.apply([item.resource for item in located], who=ADMIN, dry_run=dry_run)
-    wanted = [change.after for change in changes if change.after is not None]
+    wanted = [change.after for change in changes if isinstance(change.after, Model)]
     return answer(
         ApplyReport(
             changes=tuple(_report(change) for change in changes),
@@ -50,11 +52,16 @@ async def apply(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    revision, models = await deps_of(request).catalog.list(KIND, request.query_params.get("namespace"))
+    revision, models = await deps_of(request).catalog.list("Model", request.query_params.get("namespace"))
     return answer(ModelList(revision=revision, items=models))
 
 
-async def one_model(request: Request) -> Response:
+async def list_runtimes(request: Request) -> Response:
+    revision, runtimes = await deps_of(request).catalog.list("ServingRuntime", request.query_params.get("namespace"))
+    return answer(RuntimeList(revision=revision, items=runtimes))
+
+
+async def one_object(request: Request) -> Response:
     """Read or delete: one route for both, so that other methods are told of both."""
     deps, key = deps_of(request), key_of(request)
     if request.method != "DELETE":
@@ -66,7 +73,7 @@ async def one_model(request: Request) -> Response:
 async def progress(request: Request) -> Response:
     """How far the versions have come, with the bytes that running fetches have brought."""
     deps = deps_of(request)
-    model = await deps.catalog.get(key_of(request))
+    model = await deps.catalog.model(key_of(request))
     known = model.status.versions if model.status else {}
     versions = {}
     for version in model.spec.versions:
@@ -114,10 +121,12 @@ async def rollback(request: Request) -> Response:
 def key_of(request: Request) -> ObjectKey:
     """The object that the path names. Raises NotFound when nothing can have that name."""
     namespace, name = request.path_params["namespace"], request.path_params["name"]
+    below = request.scope["path"].removeprefix(request.scope.get("root_path", "")).split("/", 2)[1]
+    kind, what = _KINDS.get(below, _KINDS["models"])  # "explain" is about models
     for part in (namespace, name):
         if not is_name(part):
-            raise NotFound(f"there is no model {shown(f'{namespace}/{name}')}: {shown(part)} is not a name")
-    return ObjectKey(KIND, namespace, name)
+            raise NotFound(f"there is no {what} {shown(f'{namespace}/{name}')}: {shown(part)} is not a name")
+    return ObjectKey(kind, namespace, name)
 
 
 def _report(change: Change) -> ChangeReport:
@@ -132,12 +141,22 @@ def _report(change: Change) -> ChangeReport:
     )
 
 
+def _routes(below: str) -> list[Route]:
+    """What every kind of object offers."""
+    one = f"{below}{_ONE}"
+    return [
+        Route(one, one_object, methods=["GET", "DELETE"]),
+        Route(f"{one}/history", history, methods=["GET"]),
+        Route(f"{one}/history/{{generation}}", at_generation, methods=["GET"]),
+        Route(f"{one}/rollback", rollback, methods=["POST"]),
+    ]
+
+
 ROUTES = [
     Route("/apply", apply, methods=["POST"]),
     Route("/models", list_models, methods=["GET"]),
-    Route(_ONE, one_model, methods=["GET", "DELETE"]),
-    Route(f"{_ONE}/progress", progress, methods=["GET"]),
-    Route(f"{_ONE}/history", history, methods=["GET"]),
-    Route(f"{_ONE}/history/{{generation}}", at_generation, methods=["GET"]),
-    Route(f"{_ONE}/rollback", rollback, methods=["POST"]),
+    Route(f"/models{_ONE}/progress", progress, methods=["GET"]),
+    *_routes("/models"),
+    Route("/runtimes", list_runtimes, methods=["GET"]),
+    *_routes("/runtimes"),
 ]

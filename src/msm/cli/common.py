@@ -105,6 +105,18 @@ def connect(data_dir: str | None) -> MeshClient:
     return MeshClient.of(resolved(data_dir))
 
 
+def object_key(words: Sequence[str], namespace: str) -> ObjectKey:
+    """As `model_key`, and the runtime that "runtime mlserver" or "runtime/mlserver" names."""
+    parts = [part for word in words for part in word.split("/")]
+    if len(parts) > 1 and kind_of(parts[0]) == "runtime":
+        from msm.resources.meta import ObjectKey
+
+        if len(parts) != 2:
+            raise errors.InvalidInput(f"'{' '.join(words)}' does not name a runtime; write: runtime NAME")
+        return ObjectKey("ServingRuntime", namespace, parts[1])
+    return model_key(words, namespace)
+
+
 def model_key(words: Sequence[str], namespace: str) -> ObjectKey:
     """The model that "iris", "model iris", "model/iris" or "team/iris" names. Raises InvalidInput for anything else."""
     from msm.resources.meta import ObjectKey
@@ -124,6 +136,7 @@ def model_key(words: Sequence[str], namespace: str) -> ObjectKey:
 KINDS = {
     "model": "model", "models": "model", "version": "version", "versions": "version", "worker": "worker",
     "workers": "worker", "copy": "copy", "copies": "copy", "node": "node", "nodes": "node",
+    "runtime": "runtime", "runtimes": "runtime", "servingruntime": "runtime", "servingruntimes": "runtime",
 }  # fmt: skip
 
 

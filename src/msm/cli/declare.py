@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msm.cli.common import DataDir, Form, KindAndName, Namespace, connect, model_key
+from msm.cli.common import DataDir, Form, KindAndName, Namespace, connect, object_key
 from msm.cli.output import Output, dump, mood, say, show, table
 from msm.kit.errors import InvalidInput
 
@@ -45,8 +45,11 @@ def apply(
             _show(report)
         if wait and not dry_run:
             from msm.cli.progress import wait_for
+            from msm.resources.serving import Model
 
             for resource in resources:
+                if not isinstance(resource, Model):
+                    continue
                 names = [version.name for version in resource.spec.versions]
                 wait_for(client, resource.key, names, timeout_s=timeout)
 
@@ -87,9 +90,12 @@ def delete(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Delete a model with all its versions. Its history stays: `msm rollback` brings it back."""
+    """Delete a model with all its versions, or a runtime that no model names.
+
+    The history stays: `msm rollback` brings it back.
+    """
     with connect(data_dir) as client:
-        _tell(client.delete(model_key(target, namespace)), output)
+        _tell(client.delete(object_key(target, namespace)), output)
 
 
 def rollback(
@@ -103,7 +109,7 @@ def rollback(
 ) -> None:
     """Make an earlier declaration of a model the newest. Nothing is lost: this too is a new generation."""
     with connect(data_dir) as client:
-        _tell(client.rollback(model_key(target, namespace), to=to), output)
+        _tell(client.rollback(object_key(target, namespace), to=to), output)
 
 
 def _tell(change: ChangeReport, output: Output) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msm.cli.common import DataDir, Form, KindAndName, Namespace, connect, kind_of, model_key
+from msm.cli.common import DataDir, Form, KindAndName, Namespace, connect, kind_of, model_key, object_key
 from msm.cli.output import Output, dump, dump_line, say, show, table
 from msm.cli.text import one_line
 from msm.kit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from msm.client import MeshClient
+    from msm.resources.meta import ObjectKey
     from msm.resources.serving import Model
 
 
@@ -23,7 +24,8 @@ def get(
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KIND] [NAME]", help="models (as without), versions, workers, copies or node; a model's name."
+            metavar="[KIND] [NAME]",
+            help="models (as without), versions, runtimes, workers, copies or node; a model's name.",
         ),
     ] = None,
     namespace: Annotated[
@@ -33,7 +35,7 @@ def get(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """List models, versions, workers or copies."""
+    """List models, versions, runtimes, workers or copies."""
     words = list(target or [])
     kind = kind_of(words[0]) if words and len(words[0].split("/")) == 1 else None
     rest = words[1:] if kind else words
@@ -42,6 +44,8 @@ def get(
     with connect(data_dir) as client:
         if kind in (None, "model"):
             _get_models(client, rest, namespace, output, watch=watch)
+        elif kind == "runtime":
+            _get_runtimes(client, rest, namespace, output)
         elif kind == "version":
             _get_versions(client, rest, namespace, output)
         else:
@@ -102,6 +106,39 @@ def _get_versions(client: MeshClient, words: Sequence[str], namespace: str | Non
         dump([_version(model, version) for model in models for version in plain(model)["spec"]["versions"]], output)
 
 
+def _get_runtimes(client: MeshClient, words: Sequence[str], namespace: str | None, output: Output) -> None:
+    from msm.cli.tables import RUNTIME_COLUMNS, runtime_row
+    from msm.resources.manifest import plain
+
+    if words:
+        runtimes = [client.runtime(object_key(["runtime", *words], namespace or "default"))]
+    else:
+        runtimes = list(client.runtimes(namespace).items)
+    if output is Output.TABLE:
+        workers = client.node().workers
+        show(table(RUNTIME_COLUMNS, [runtime_row(runtime, workers) for runtime in runtimes]))
+    else:
+        found: Any = [plain(runtime) for runtime in runtimes]
+        dump(found[0] if words else found, output)
+
+
+def _describe_runtime(client: MeshClient, key: ObjectKey, output: Output) -> None:
+    from msm.cli.tables import EVENT_COLUMNS, WORKER_COLUMNS, event_row, runtime_rows, worker_row
+    from msm.resources.manifest import plain
+
+    runtime = client.runtime(key)
+    workers = [worker for worker in client.node().workers if worker.runtime == f"{key.namespace}/{key.name}"]
+    events = client.events(str(key), limit=10)
+    if output is not Output.TABLE:
+        dump({**plain(runtime), "workers": workers, "events": events}, output)
+        return
+    show(table(["RUNTIME", key.name], runtime_rows(runtime)))
+    for columns, rows in ((WORKER_COLUMNS, map(worker_row, workers)), (EVENT_COLUMNS, map(event_row, events))):
+        if found := list(rows):
+            say()
+            show(table(columns, found))
+
+
 def _version(model: Model, version: dict[str, Any]) -> dict[str, Any]:
     from msm.resources.meta import to_plain
 
@@ -141,7 +178,7 @@ def describe(
     data_dir: DataDir = None,
     output: Form = Output.TABLE,
 ) -> None:
-    """Tell everything about a model.
+    """Tell everything about a model or a runtime.
 
     That is what is declared, versions, traffic, copies and the latest events.
     """
@@ -159,7 +196,10 @@ def describe(
     from msm.resources.manifest import plain
 
     with connect(data_dir) as client:
-        key = model_key(target, namespace)
+        key = object_key(target, namespace)
+        if key.kind != "Model":
+            _describe_runtime(client, key, output)
+            return
         model = client.model(key)
         prefix = f"{key.namespace}/{key.name}/"
         copies = [copy for copy in client.node().copies if copy.version.startswith(prefix)]

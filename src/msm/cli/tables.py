@@ -11,6 +11,7 @@ from msm.cli.text import duration, size
 from msm.observe.events import Event
 from msm.planning.routing import effective_split
 from msm.resources.observed import CopyStatus, NodeStatus, WorkerStatus
+from msm.resources.runtimes import ServingRuntime
 from msm.resources.serving import Acceleration, Model, SplitEntry, VersionKey, VersionStatus, service_name
 
 Row = tuple[object, ...]
@@ -18,7 +19,8 @@ Row = tuple[object, ...]
 MODEL_COLUMNS = ["MODEL", "VERSIONS", "STATE", "TRAFFIC", "ALIASES", ">GENERATION"]
 VERSION_COLUMNS = ["MODEL", "VERSION", "PHASE", "FORMAT", "COPIES", ">REQUESTS", ">MEMORY", ">LOADS IN", "URI"]
 COPY_COLUMNS = ["VERSION", "WORKER", "STATE", ">IN FLIGHT", ">REQUESTS", ">FAILURES", ">MEMORY", ">IDLE", "REASON"]
-WORKER_COLUMNS = ["WORKER", "STATE", ">PID", ">COPIES", ">MEMORY", ">RESTARTS", "MESSAGE"]
+RUNTIME_COLUMNS = ["RUNTIME", "ADAPTER", "FORMATS", ">WORKERS", "COMMAND"]
+WORKER_COLUMNS = ["WORKER", "RUNTIME", "STATE", ">PID", ">COPIES", ">MEMORY", ">RESTARTS", "MESSAGE"]
 ACCELERATION_COLUMNS = [
     "ACCELERATION", "SERVES", ">INPUTS", "TOLERANCE", ">LARGEST DIFFERENCE", "SPEED", "WHY",
 ]  # fmt: skip
@@ -127,9 +129,32 @@ def copy_row(copy: CopyStatus) -> Row:
     )
 
 
+def runtime_row(runtime: ServingRuntime, workers: Iterable[WorkerStatus]) -> Row:
+    metadata, spec = runtime.metadata, runtime.spec
+    name = metadata.name if metadata.namespace == "default" else f"{metadata.namespace}/{metadata.name}"
+    running = sum(worker.runtime == f"{metadata.namespace}/{metadata.name}" for worker in workers)
+    return name, spec.adapter, ", ".join(spec.formats), f"{running} of {spec.workers}", " ".join(spec.command)
+
+
+def runtime_rows(runtime: ServingRuntime) -> Iterator[Row]:
+    spec = runtime.spec
+    yield "namespace", runtime.metadata.namespace
+    yield "generation", runtime.metadata.generation or ""
+    yield "adapter", f"{spec.adapter}, protocol {spec.protocol}"
+    yield "holds", "one model a process" if spec.one_process_per_model else "many models"
+    yield "formats", ", ".join(spec.formats)
+    yield "command", " ".join(spec.command)
+    yield "env", ", ".join(spec.env)
+    yield "workers", spec.workers
+    yield "starts within", duration(spec.startup_seconds)
+    yield "stops after", f"{duration(spec.idle_seconds)} without a model"
+    yield "memory", f"{spec.memory_overhead} before any model"
+
+
 def worker_row(worker: WorkerStatus) -> Row:
     return (
         worker.id,
+        (worker.runtime or "").removeprefix("default/"),
         mood(worker.state),
         worker.pid or "",
         worker.copies,

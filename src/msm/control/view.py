@@ -1,4 +1,4 @@
-"""The catalog as this process knows it: every model in memory, kept current by list and watch.
+"""The catalog as this process knows it: every model and runtime in memory, kept current by list and watch.
 
 Readers (agent, traffic, API) ask the view, never the store, so that a request costs no store read. A watch is a hint
 and a list is the truth: whenever the watch breaks, the view lists again and tells its listeners of every difference.
@@ -15,7 +15,8 @@ from msm.kit.nearest import nearest
 from msm.kit.tasks import backoff_s
 from msm.observe.logs import get_logger
 from msm.resources.meta import ObjectKey
-from msm.resources.serving import Model, service_name
+from msm.resources.runtimes import ServingRuntime, runtime_keys
+from msm.resources.serving import Model, Resource, service_name
 from msm.store import Catalog, StoreError
 
 Listener = Callable[[ObjectKey], None]
@@ -37,8 +38,10 @@ class CatalogView:
         self._catalog = catalog
         self._clock = clock
         self._models: dict[ObjectKey, Model] = {}
+        self._runtimes: dict[ObjectKey, ServingRuntime] = {}
         self._services: dict[str, ObjectKey] = {}
         self._listeners: list[Listener] = []
+        self._runtime_listeners: list[Listener] = []
         self._revision = 0
 
     def model(self, key: ObjectKey) -> Model | None:
@@ -50,6 +53,11 @@ class CatalogView:
 
     def models(self) -> Iterable[Model]:
         return self._models.values()
+
+    def runtime(self, namespace: str, name: str) -> ServingRuntime | None:
+        """The runtime that models of `namespace` name by `name`."""
+        found = (self._runtimes.get(key) for key in runtime_keys(namespace, name))
+        return next((runtime for runtime in found if runtime is not None), None)
 
     def nearest(self, service: str) -> tuple[str, ...]:
         """Names of services most like `service`, best first."""
@@ -64,15 +72,23 @@ class CatalogView:
         """`listener(key)` is called after each change of that model, in order; it must not block."""
         self._listeners.append(listener)
 
+    def on_runtime_change(self, listener: Listener) -> None:
+        """The same for changes of runtimes."""
+        self._runtime_listeners.append(listener)
+
     async def sync(self) -> None:
-        """Read the whole catalog; listeners hear of every model that differs from what was known."""
-        revision, models = await self._catalog.list("Model")
-        listed = {model.key: model for model in models}
-        for key in [key for key in self._models if key not in listed]:
+        """Read the whole catalog; listeners hear of every object that differs from what was known."""
+        # A change between the two readings is told by the watch, which begins after the earlier one.
+        revision, runtimes = await self._catalog.list("ServingRuntime")
+        _, models = await self._catalog.list("Model")
+        known: dict[ObjectKey, Resource] = {**self._runtimes, **self._models}
+        listed: dict[ObjectKey, Resource] = {runtime.key: runtime for runtime in runtimes}
+        listed |= {model.key: model for model in models}
+        for key in [key for key in known if key not in listed]:
             self._set(key, None)
-        for key, model in listed.items():
-            if self._models.get(key) != model:
-                self._set(key, model)
+        for key, found in listed.items():
+            if known.get(key) != found:
+                self._set(key, found)
         self._revision = revision
 
     async def run(self) -> None:
@@ -83,7 +99,7 @@ class CatalogView:
                 async for batch in self._catalog.watch(self._revision + 1):
                     failures = 0
                     for change in batch:
-                        self._set(change.key, change.model)
+                        self._set(change.key, change.resource)
                         self._revision = max(self._revision, change.revision)
             except StoreError as error:
                 log.warning("the watch of the catalog broke; listing again", error=error.message)
@@ -97,12 +113,17 @@ class CatalogView:
         except StoreError as error:
             log.warning("the catalog cannot be listed; serving what is known", error=error.message)
 
-    def _set(self, key: ObjectKey, model: Model | None) -> None:
-        if model is None:
+    def _set(self, key: ObjectKey, found: Resource | None) -> None:
+        if isinstance(found, ServingRuntime):
+            self._runtimes[key] = found
+        elif isinstance(found, Model):
+            self._models[key] = found
+            self._services[service_name(key)] = key
+        elif key.kind == ServingRuntime.kind:
+            self._runtimes.pop(key, None)
+        else:
             self._models.pop(key, None)
             self._services.pop(service_name(key), None)
-        else:
-            self._models[key] = model
-            self._services[service_name(key)] = key
-        for listener in self._listeners:
+        listeners = self._runtime_listeners if key.kind == ServingRuntime.kind else self._listeners
+        for listener in listeners:
             listener(key)

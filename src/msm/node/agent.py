@@ -29,6 +29,7 @@ from msm.node.preparing import Preparer
 from msm.node.probation import Probation
 from msm.node.refusals import failed_version
 from msm.node.residents import Residents
+from msm.node.runtimes import ServerPlan, runtime_key, runtime_name, server_plan
 from msm.node.versions import Versions
 from msm.node.workers import Worker, Workers
 from msm.observe.events import Event
@@ -96,10 +97,11 @@ class Agent:
         await self._versions.start()
         for model in list(self._desired.models()):
             self._residents.refresh(model.key)
-            for found in model.status.versions.values() if model.status else ():
-                self._preparer.use(library_format(found) if found.phase == "Valid" else None)
+            for spec in model.spec.versions:
+                self._prepare(VersionKey(model.metadata.namespace, model.metadata.name, spec.name))
         self._desired.on_change(self._changed)
-        await self._workers.start()
+        self._desired.on_runtime_change(self._runtime_changed)
+        await self._workers.start(self._server_plan)
         await self._probation.start()
         await asyncio.gather(*self._adopting)
         await self._publish_adopted()
@@ -126,11 +128,30 @@ class Agent:
         self._versions.consider(key)
         self._residents.refresh(key)
 
+    def _runtime_changed(self, key: ObjectKey) -> None:
+        """A runtime was declared, changed or deleted: what it runs is looked at anew, by servers as declared now."""
+        self._workers.renew(runtime_name(key), self._server_plan(runtime_name(key)))
+        for model in list(self._desired.models()):
+            if any(spec.runtime == key.name for spec in model.spec.versions):
+                self._changed(model.key)
+        self._residents.attend_waiting()
+
+    def _server_plan(self, runtime: str) -> ServerPlan | None:
+        """How the servers of a runtime ("namespace/name") are run; None when it is not declared."""
+        key = runtime_key(runtime)
+        found = self._desired.runtime(key.namespace, key.name)
+        return server_plan(found) if found is not None and found.key == key else None
+
+    def _prepare(self, key: VersionKey) -> None:
+        """Have the built-in workers import what a valid version of theirs needs."""
+        model, status = self._desired.model(key.model_key), self._versions.status(key)
+        spec = model.version(key.version) if model else None
+        if status is not None and status.phase == "Valid" and spec is not None and spec.runtime is None:
+            self._preparer.use(library_format(status))
+
     def _settled(self, key: VersionKey) -> None:
         """There is a new finding about a version."""
-        status = self._versions.status(key)
-        if status is not None and status.phase == "Valid":
-            self._preparer.use(library_format(status))
+        self._prepare(key)
         self._residents.settled(key)
 
     def worker_ready(self, worker: Worker, *, adopted: bool) -> None:
@@ -283,8 +304,9 @@ class Agent:
         return self._residents.copies_of(key)
 
     def worker_endpoints(self) -> tuple[Endpoint, ...]:
-        """Every worker that answers: any of them can tell whether the server lives."""
-        return tuple(Endpoint(worker.id, str(worker.data)) for worker in self._workers.all() if worker.ready)
+        """Every built-in worker that answers: any of them can tell whether the server lives."""
+        ready = [worker for worker in self._workers.all() if worker.ready and not worker.runtime]
+        return tuple(Endpoint(worker.id, str(worker.data)) for worker in ready)
 
     def snapshot(self, gateway: GatewayStatus | None = None) -> NodeStatus:
         """The node as it sees itself; `gateway` is what its owner tells about Envoy."""
@@ -296,7 +318,7 @@ class Agent:
             started_at=self._started_at,
             gateway=gateway or GatewayStatus(pid=None, address=""),
             capacity_bytes=self._settings.capacity_bytes,
-            used_bytes=copies.used_bytes,
+            used_bytes=copies.used_bytes + self._workers.overhead_bytes(),
             workers=tuple(self._workers.status(w, copies.sums(w.id).copies) for w in self._workers.all()),
             copies=tuple(copies.status(copy, now) for copy in copies.all()),
             queued=self._residents.demands.total(),

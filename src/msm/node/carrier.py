@@ -27,7 +27,7 @@ from msm.node.http_unix import PEER_AWAY
 from msm.node.journal import Journal
 from msm.node.ports import Desired, Traffic
 from msm.node.versions import Versions
-from msm.node.worker_client import LoadOrder, signature_as_json
+from msm.node.worker_client import Loaded, LoadOrder, signature_as_json
 from msm.node.workers import Worker, Workers
 from msm.planning.moves import Load, Unload, Urgency
 from msm.planning.picture import CopyView, FailedLoad
@@ -141,7 +141,15 @@ class Carrier:
             await self._load_failed(held, error)
             return
         if self._still(held):
+            if loaded.memory_bytes is not None:
+                self._measured(held, loaded)
             await self.became_ready(held.key, held.worker.id, loaded.load_seconds)
+
+    def _measured(self, held: _Held, loaded: Loaded) -> None:
+        """A server that cannot be tried beforehand was measured at the load: charge that from now on."""
+        memory = self._around.versions.measured(held.key, loaded)
+        if memory is not None:
+            self.copies.change(held.key, held.worker.id, memory_bytes=memory)
 
     def _still(self, held: _Held) -> bool:
         """Whether the copy that a task works on is there: when a worker dies, all it held is forgotten at once."""

@@ -44,7 +44,9 @@ def _finding(key: VersionKey, versions: Versions) -> list[Reason]:
     if status.phase != "Valid":
         return [Reason(about=status.phase, message=f"{key}: {versions.fetched_bytes(key) or 0} bytes fetched")]
     memory = mib(status.memory_bytes or 0)
-    message = f"{key} costs {memory} and loads in {status.load_seconds or 0.0:.2f} s, as measured in probation"
+    message = f"{key} costs {memory} and loads in {status.load_seconds or 0.0:.2f} s, as measured"
+    if status.load_seconds is None:
+        message = f"{key} is taken to cost {memory} until its first load is measured"
     data = {"memory_bytes": status.memory_bytes, "load_seconds": status.load_seconds, "digest": status.digest}
     return [Reason(about="Valid", message=message, data=data)]
 

@@ -31,7 +31,7 @@ class Preparer:
         if life != worker.life:
             told = set()
         new = self._formats - told
-        if worker.ready and new:
+        if worker.ready and new and not worker.runtime:
             self._told[worker.id] = (worker.life, told | new)
             self._tasks.start(f"prepare {worker.id}", self._prepare(worker, sorted(new)))
 

@@ -21,10 +21,11 @@ from msm.node.guilt import Guilt
 from msm.node.journal import Journal
 from msm.node.ports import Desired, Traffic
 from msm.node.refusals import failed_version, unavailable
+from msm.node.runtimes import runtime_key, server_plan
 from msm.node.versions import Versions
 from msm.node.wishes import wishes
 from msm.node.workers import Workers
-from msm.planning.moves import Dedicate, Load, Move, Rejection, Retire, Unload
+from msm.planning.moves import Dedicate, Load, Move, Open, Rejection, Retire, Unload
 from msm.planning.picture import CopyView, Picture, Wanted, WorkerView
 from msm.planning.recovery import Blame
 from msm.planning.residency import plan
@@ -52,6 +53,7 @@ class Residents:
         self._of_model: dict[ObjectKey, frozenset[VersionKey]] = {}
         self._digests: dict[VersionKey, str] = {}
         self._attention: set[VersionKey] = set()
+        self._empty: dict[str, float] = {}  # workers of runtimes that hold nothing, since when
         self._scheduled = False
         self._paused = True
         self._timer: asyncio.TimerHandle | None = None
@@ -202,8 +204,12 @@ class Residents:
     def picture(self, attention: set[VersionKey]) -> Picture:
         """Everything a decision sees of this node now."""
         workers = []
+        now = self._clock.monotonic()
+        empty, self._empty = self._empty, {}
         for worker in self._workers.all():
             sums = self.copies.sums(worker.id)
+            if worker.server is not None and not sums.copies:
+                self._empty[worker.id] = empty.get(worker.id, now)
             workers.append(
                 WorkerView(
                     id=worker.id,
@@ -213,11 +219,15 @@ class Residents:
                     loads=sums.loads,
                     background=sums.background,
                     dedicated=worker.dedicated,
+                    runtime=worker.runtime,
+                    fault=worker.fault,
+                    empty_since=self._empty.get(worker.id),
+                    keep_s=worker.server.idle_s if worker.server else 0.0,
                 )
             )
         return Picture(
             capacity_bytes=self._settings.capacity_bytes,
-            used_bytes=self.copies.used_bytes,
+            used_bytes=self.copies.used_bytes + self._workers.overhead_bytes(),
             workers=tuple(workers),
             copies=self.copies.by_key,
             wanted=self._wanted,
@@ -248,9 +258,22 @@ class Residents:
                 self.carrier.note(
                     move.key, "ProcessDedicated", f"{move.key} gets a process of its own: {move.reason}", {}
                 )
-                self._workers.dedicate(move.key)
+                runtime = self._desired.runtime(*move.runtime.split("/")) if move.runtime else None
+                self._workers.dedicate(move.key, server_plan(runtime) if runtime else None)
+            case Open():
+                self._open(move)
             case Retire():
                 self._workers.retire(move.worker)
+
+    def _open(self, move: Open) -> None:
+        key = runtime_key(move.runtime)
+        runtime = self._desired.runtime(key.namespace, key.name)
+        if runtime is None:
+            return  # the picture changed within this turn
+        self._journal.note(
+            str(key), "ServersStarting", f"the servers of runtime {move.runtime} are started: {move.reason}"
+        )
+        self._workers.open(server_plan(runtime))
 
     def _reject(self, rejection: Rejection) -> None:
         if self.decisions.rejected(rejection) and rejection.cause not in ("busy", "not_valid"):

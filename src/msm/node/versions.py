@@ -26,8 +26,19 @@ from msm.node.gate import Gate
 from msm.node.journal import Journal
 from msm.node.ports import Desired, Records
 from msm.node.probation import Probation
+from msm.node.runtimes import NO_RUNTIME, check_format, cost_format, first_estimate, runtime_name, runtime_of
+from msm.node.worker_client import Loaded
 from msm.resources.meta import ObjectKey, to_plain
-from msm.resources.serving import Model, ModelStatus, VersionKey, VersionPhase, VersionSpec, VersionStatus
+from msm.resources.runtimes import ServingRuntime
+from msm.resources.serving import (
+    Model,
+    ModelStatus,
+    Signature,
+    VersionKey,
+    VersionPhase,
+    VersionSpec,
+    VersionStatus,
+)
 from msm.store.keys import cost_key
 from msm.store.records import Cost
 
@@ -71,7 +82,9 @@ class Versions:
         self._jobs: dict[VersionKey, _Job] = {}
         self._bytes: dict[VersionKey, int] = {}
         self._costs: dict[str, Cost] = {}  # by cost_key
-        self._costs_by_digest: dict[str, Cost] = {}
+        self._costs_by_digest: dict[str, Cost] = {}  # of the built-in worker
+        self._measured: set[VersionKey] = set()  # versions of external servers that were measured by this process
+        self._failed_with: dict[VersionKey, int | None] = {}  # the generation of the runtime that a version failed with
         self._artifacts: Artifacts
         self._probation: Probation
         self._accelerator: Accelerator
@@ -89,7 +102,8 @@ class Versions:
 
     def _know(self, digest: str, cost: Cost) -> None:
         self._costs[cost_key(digest, cost.format)] = cost
-        self._costs_by_digest[digest] = cost
+        if "@" not in cost.format:
+            self._costs_by_digest[digest] = cost
 
     # ---- what is known
 
@@ -133,7 +147,7 @@ class Versions:
             job = self._jobs.get(version)
             if job is not None and job.spec == spec:
                 continue
-            if job is None and self._is_settled(version, spec):
+            if job is None and self._is_settled(version, spec) and not self._runtime_came(version, spec):
                 continue
             self._drop(version)
             self._begin(version, spec)
@@ -151,11 +165,61 @@ class Versions:
             return False
         if seen is None:  # recorded by an earlier process; versions are immutable, only the digest can be checked
             same = spec.digest is None or status.digest in (None, spec.digest)
-            again = status.phase == "Failed" and status.reason in TRANSIENT
+            again = status.phase == "Failed" and (status.reason in TRANSIENT or status.reason == NO_RUNTIME)
             if same and not again:
                 self._specs[version] = spec
             return same and not again
         return seen == spec
+
+    def _runtime_came(self, version: VersionKey, spec: VersionSpec) -> bool:
+        """Whether a version failed only for want of a runtime that is declared now, or is declared otherwise now."""
+        status = self.status(version)
+        if spec.runtime is None or status is None or status.phase != "Failed":
+            return False
+        known = self._desired.runtime(version.namespace, spec.runtime)
+        generation = known.metadata.generation if known else None
+        return known is not None and self._failed_with.get(version) != generation
+
+    def runtime_of(self, key: VersionKey, spec: VersionSpec) -> str:
+        """The runtime that runs a version ("namespace/name"), empty for the built-in worker."""
+        if spec.runtime is None:
+            return ""
+        found = self._desired.runtime(key.namespace, spec.runtime)
+        return runtime_name(found.key) if found else f"{key.namespace}/{spec.runtime}"
+
+    def measured(self, key: VersionKey, loaded: Loaded) -> int | None:
+        """Take in what a load in an external server took; the bytes that a copy is charged from now on.
+
+        Of several measurements the least counts: the first load in a server also pays for the libraries it imports.
+        """
+        status, spec = self.status(key), self._specs.get(key)
+        if status is None or status.phase != "Valid" or spec is None or loaded.memory_bytes is None:
+            return None
+        first = key not in self._measured and status.load_seconds is None
+        memory = loaded.memory_bytes if first else min(loaded.memory_bytes, status.memory_bytes or loaded.memory_bytes)
+        self._measured.add(key)
+        found = msgspec.convert(loaded.signature, Signature) if loaded.signature else None
+        fresh = msgspec.structs.replace(
+            status, memory_bytes=memory, load_seconds=loaded.load_seconds, signature=status.signature or found
+        )
+        if fresh != status:
+            self._found[key] = fresh
+            self._tasks.start(f"record the cost of {key}", self._record_measured(key, spec, fresh))
+        return memory
+
+    async def _record_measured(self, key: VersionKey, spec: VersionSpec, status: VersionStatus) -> None:
+        await self._record(key, status)
+        self._settled(key)
+        if _is_plain(spec) and status.digest is not None and status.memory_bytes is not None:
+            cost = Cost(
+                memory_bytes=status.memory_bytes,
+                load_seconds=status.load_seconds or 0.0,
+                format=cost_format(self.runtime_of(key, spec), status.format or ""),
+                signature=status.signature,
+                size_bytes=status.size_bytes,
+            )
+            self._costs[cost_key(status.digest, cost.format)] = cost
+            await self._records.put_cost(status.digest, cost)
 
     def _drop(self, version: VersionKey) -> None:
         job = self._jobs.pop(version, None)
@@ -164,6 +228,8 @@ class Versions:
         for table in (self._found, self._specs, self._bytes):
             table.pop(version, None)
         self._urgent.discard(version)
+        self._failed_with.pop(version, None)
+        self._measured.discard(version)
 
     # ---- the work
 
@@ -179,7 +245,7 @@ class Versions:
             status = await self._finding(version, spec)
             self._bytes.pop(version, None)
             self._found[version] = status
-            again = status.phase == "Failed" and status.reason in TRANSIENT
+            again = status.phase == "Failed" and (status.reason in TRANSIENT or status.reason == NO_RUNTIME)
             if not again:
                 self._urgent.discard(version)
                 self._jobs.pop(version, None)
@@ -197,10 +263,16 @@ class Versions:
         digest: str | None = None
         while True:
             try:
+                runtime = runtime_of(self._desired, version, spec)
+                fmt = check_format(runtime, spec) if runtime is not None else ""
                 artifact = await self._fetch(version, spec)
                 digest = artifact.digest
+                if runtime is not None:
+                    return self._estimate(spec, artifact, runtime, fmt)
                 return await self._measure(version, spec, artifact)
             except LoadFailed as error:
+                known = self._desired.runtime(version.namespace, spec.runtime) if spec.runtime else None
+                self._failed_with[version] = known.metadata.generation if known else None
                 return VersionStatus(phase="Failed", digest=digest, reason=error.reason, message=error.message)
             except MsmError as error:
                 self._journal.note(
@@ -252,6 +324,21 @@ class Versions:
             self._tell_acceleration(key, status)
             await self._record(key, status)
         return None if path is None else str(path)
+
+    def _estimate(self, spec: VersionSpec, artifact: Artifact, runtime: ServingRuntime, fmt: str) -> VersionStatus:
+        """Valid without a trial: what an external server makes of a model is known when it loads it."""
+        cost = None
+        if _is_plain(spec):
+            cost = self._costs.get(cost_key(artifact.digest, cost_format(runtime_name(runtime.key), fmt)))
+        return VersionStatus(
+            phase="Valid",
+            digest=artifact.digest,
+            format=fmt,
+            signature=spec.signature or (cost.signature if cost else None),
+            memory_bytes=cost.memory_bytes if cost else first_estimate(runtime, spec, artifact.size_bytes),
+            load_seconds=cost.load_seconds if cost else None,
+            size_bytes=artifact.size_bytes,
+        )
 
     def _known_cost(self, spec: VersionSpec, digest: str) -> Cost | None:
         """The cost found earlier for the same content, when nothing but the content decides about how it is run."""
@@ -325,7 +412,8 @@ class Versions:
             self._journal.note(str(version.model_key), "VersionFailed", message, severity="error", data=failed)
             return
         megabytes = (status.memory_bytes or 0) / (1 << 20)
-        message = f"{version} is valid: {status.format}, {megabytes:.1f} MiB, loads in {status.load_seconds:.2f} s"
+        loads = "not loaded yet" if status.load_seconds is None else f"loads in {status.load_seconds:.2f} s"
+        message = f"{version} is valid: {status.format}, {megabytes:.1f} MiB, {loads}"
         data: dict[str, Any] = {"digest": status.digest, "memory_bytes": status.memory_bytes}
         self._journal.note(str(version.model_key), "VersionValid", message, data=data)
         self._tell_acceleration(version, status)

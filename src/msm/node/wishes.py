@@ -41,5 +41,6 @@ def wishes(model: Model, versions: Versions, guilt: Guilt, now: float) -> dict[V
             isolated=verdict.isolated,
             blocked_until=verdict.blocked_until,
             blocked_why=verdict.reason if verdict.blocked_until is not None else "",
+            runtime=versions.runtime_of(key, spec),
         )
     return found

@@ -46,11 +46,12 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What a load gave."""
+    """What a load gave. `memory_bytes` is told by servers that are measured at the load."""
 
     format: str
     load_seconds: float
     signature: dict[str, Any] | None = None
+    memory_bytes: int | None = None
 
 
 class LoadOrder(msgspec.Struct, frozen=True):

@@ -13,12 +13,14 @@ log = get_logger("workers")
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A worker process: its number and start time name it exactly; `dedicated` is the only version it may hold."""
+    """A worker process: its number and start time name it exactly; `dedicated` is the only version it may hold,
+    `runtime` the ServingRuntime ("namespace/name") whose server it drives."""
 
     id: str
     pid: int
     start_ticks: int
     dedicated: str | None = None
+    runtime: str | None = None
 
 
 def read_records(path: Path) -> tuple[WorkerRecord, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from msm.node.blackbox import executing
 from msm.node.config import NodeSettings
 from msm.node.journal import Journal
 from msm.node.process import Process, oom_kills, python_argv, rotate, spawn
+from msm.node.runtimes import ServerPlan, adapter_argv, fault_of, told_to, write_server_file
 from msm.node.worker_client import WorkerClient
 from msm.node.worker_records import WorkerRecord, read_records, write_records
 from msm.planning import recovery
@@ -44,13 +45,17 @@ class WorkerListener(Protocol):
 class Worker:
     """One place for a model process; the process in it may be replaced.
 
-    `life` counts the processes, so that an answer of one is not taken for its successor's.
+    `life` counts the processes, so that an answer of one is not taken for its successor's. With `server` the process
+    is an adapter with an external server behind it, `folder` its own folder and `fault` why that server did not start.
     """
 
     id: str
     run_dir: Path
     log: Path
     dedicated: VersionKey | None = None
+    server: ServerPlan | None = None
+    folder: Path = Path()
+    fault: str = ""
     state: WorkerState = "Starting"
     process: Process | None = None
     life: int = 0
@@ -82,12 +87,19 @@ class Worker:
     def ready(self) -> bool:
         return self.state == "Ready"
 
+    @property
+    def runtime(self) -> str:
+        """The runtime whose server it drives ("namespace/name"), empty for the built-in worker."""
+        return self.server.runtime if self.server is not None else ""
+
     async def died(self, within_s: float) -> bool:
         """Whether the process is gone, or will be within a moment: a broken connection is seen before its end."""
         return self.process is None or await self.process.ended(within_s)
 
     def argv(self) -> list[str]:
         places = ["--data", str(self.data), "--control", str(self.control), "--blackbox", str(self.box)]
+        if self.server is not None:
+            return adapter_argv(self.id, places, self.folder)
         return python_argv("msm.runtime", "--id", self.id, *places)
 
 
@@ -106,6 +118,7 @@ class Workers:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._record = settings.run_dir / "workers.json"
         self._logs = settings.data_dir / "logs"
+        self._servers = settings.data_dir / "servers"
         self.adopted = 0
 
     # ---- what there is
@@ -126,15 +139,20 @@ class Workers:
             copies=copies,
             restarts=worker.restarts,
             message=worker.message,
+            runtime=worker.runtime or None,
         )
+
+    def overhead_bytes(self) -> int:
+        """What the external servers take before any model."""
+        return sum(w.server.overhead_bytes for w in self._workers.values() if w.server and w.process is not None)
 
     # ---- begin and end
 
-    async def start(self) -> None:
+    async def start(self, plan_of: Callable[[str], ServerPlan | None]) -> None:
         """Adopt what lives of an earlier node process, start what is missing.
 
-        Returns when the adopted ones have answered (or were found dead); new ones get ready in the
-        background.
+        `plan_of(runtime)` says how the servers of a runtime are run now; those that run otherwise are ended. Returns
+        when the adopted ones have answered (or were found dead); new ones get ready in the background.
         """
         self._settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -144,17 +162,23 @@ class Workers:
             process = Process.open(record.pid, record.start_ticks)
             if process is None:
                 continue
-            if record.dedicated is None and record.id not in shared:
-                self._add(record.id, None, process)
-                self._end(self._workers[record.id])
+            plan = plan_of(record.runtime) if record.runtime else None
+            place = self._place(record.id, VersionKey.parse(record.dedicated) if record.dedicated else None, plan)
+            place.process = process
+            if record.runtime:
+                kept = plan is not None and told_to(place.folder) == plan.text
+            else:
+                kept = record.dedicated is not None or record.id in shared
+            if not kept:
+                self._add(place)
+                self._end(place)
                 continue
-            owner = VersionKey.parse(record.dedicated) if record.dedicated else None
             answered = asyncio.Event()
             adopted.append(answered)
-            self._add(record.id, owner, process, answered)
+            self._add(place, answered)
         for worker in shared:
             if worker not in self._workers:
-                self._add(worker, None)
+                self._add(self._place(worker))
         self._write_record()
         for answered in adopted:
             await answered.wait()
@@ -173,18 +197,39 @@ class Workers:
 
     # ---- orders
 
-    def dedicate(self, key: VersionKey) -> None:
-        """Start a process for `key` alone, if there is none."""
-        if any(worker.dedicated == key for worker in self._workers.values()):
-            return
-        number = next(n for n in range(len(self._workers) + 1) if f"d{n}" not in self._workers)
-        self._add(f"d{number}", key)
+    def dedicate(self, key: VersionKey, plan: ServerPlan | None = None) -> None:
+        """Start a process for `key` alone, if there is none; with `plan` a server of a runtime."""
+        if not any(worker.dedicated == key for worker in self._workers.values()):
+            self._add(self._place(self._free_name("d"), key, plan))
+
+    def open(self, plan: ServerPlan) -> None:
+        """Start the servers of a runtime that are not there."""
+        have = sum(w.runtime == plan.runtime and w.dedicated is None and not w.retiring for w in self._workers.values())
+        for _ in range(plan.workers - have):
+            self._add(self._place(self._free_name("r"), None, plan))
+
+    def renew(self, runtime: str, plan: ServerPlan | None) -> None:
+        """End the servers of a runtime that is declared otherwise now (None: no more); new ones start when needed."""
+        for place in list(self._workers.values()):
+            if place.runtime == runtime and not place.retiring and place.server is not None:
+                if plan is None or place.server.text != plan.text:
+                    self._end(place)
+                else:
+                    place.server = plan
+        living = [w for w in self._workers.values() if w.runtime == runtime and w.dedicated is None and not w.retiring]
+        if plan is not None and living:
+            for surplus in living[plan.workers :]:
+                self._end(surplus)
+            self.open(plan)
 
     def retire(self, worker: str) -> None:
-        """End a dedicated process and its place."""
+        """End a dedicated process, or a server of a runtime, and its place."""
         place = self._workers.get(worker)
-        if place is not None and place.dedicated is not None and not place.retiring:
+        if place is not None and (place.dedicated is not None or place.server is not None) and not place.retiring:
             self._end(place)
+
+    def _free_name(self, prefix: str) -> str:
+        return next(name for n in range(len(self._workers) + 1) if (name := f"{prefix}{n}") not in self._workers)
 
     def _end(self, place: Worker) -> None:
         place.retiring = True
@@ -209,17 +254,13 @@ class Workers:
 
     # ---- one worker's life
 
-    def _add(
-        self,
-        name: str,
-        owner: VersionKey | None,
-        process: Process | None = None,
-        answered: asyncio.Event | None = None,
-    ) -> None:
-        worker = Worker(name, self._settings.run_dir, self._logs / f"{name}.log", owner)
-        worker.process = process
-        self._workers[name] = worker
-        self._loops[name] = self._tasks.start(f"worker {name}", self._live(worker, answered))
+    def _place(self, name: str, owner: VersionKey | None = None, plan: ServerPlan | None = None) -> Worker:
+        folder = self._servers / name
+        return Worker(name, self._settings.run_dir, self._logs / f"{name}.log", owner, plan, folder)
+
+    def _add(self, worker: Worker, answered: asyncio.Event | None = None) -> None:
+        self._workers[worker.id] = worker
+        self._loops[worker.id] = self._tasks.start(f"worker {worker.id}", self._live(worker, answered))
 
     async def _live(self, worker: Worker, answered: asyncio.Event | None) -> None:
         """Keep a process in this place for as long as the node runs."""
@@ -250,6 +291,8 @@ class Workers:
             leftover.unlink(missing_ok=True)
         try:
             rotate(worker.log, self._settings.log_bytes)
+            if worker.server is not None:
+                write_server_file(worker.folder, worker.server.text)
             pid = spawn(worker.argv(), worker.log, self._environment())
         except OSError as error:
             worker.message = f"it could not be started: {error.strerror}"
@@ -264,6 +307,8 @@ class Workers:
     ) -> None:
         """From the start (or adoption) of a process to its end."""
         patience_s = ADOPT_PATIENCE_S if adopted else self._settings.start_timeout_s
+        if worker.server is not None and not adopted:
+            patience_s = worker.server.startup_s
         if worker.retiring:
             await process.died.wait()
         elif await self._answers(worker, process, patience_s) and not worker.retiring:
@@ -277,7 +322,7 @@ class Workers:
         self._bury(worker, process)
 
     def _welcome(self, worker: Worker, process: Process, *, adopted: bool) -> None:
-        worker.state, worker.message = "Ready", None
+        worker.state, worker.message, worker.fault = "Ready", None, ""
         self.adopted += adopted
         verb = "was adopted" if adopted else "is ready"
         self._journal.note(
@@ -293,9 +338,13 @@ class Workers:
             process.exit_status, condemned=worker.condemned, memory_ran_out=oom_kills() > worker.oom_kills
         )
         guilt = recovery.blame(executing(worker.box), how)
+        never_ready = worker.state == "Starting"
         worker.process = None
         worker.state = "Stopping" if worker.retiring else "Backoff"
         worker.rss_bytes = 0
+        if worker.server is not None and never_ready and not worker.retiring:
+            worker.fault = fault_of(worker.folder) or worker.message or process.ended_how
+            worker.message = worker.fault
         why = worker.message or process.ended_how
         worker.message = why
         if not worker.retiring:
@@ -370,6 +419,7 @@ class Workers:
                 pid=worker.process.pid,
                 start_ticks=worker.process.ticks,
                 dedicated=str(worker.dedicated) if worker.dedicated else None,
+                runtime=worker.runtime or None,
             )
             for worker in self._workers.values()
             if worker.process is not None

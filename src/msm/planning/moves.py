@@ -44,21 +44,30 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Dedicate:
-    """Start a process for `key` alone."""
+    """Start a process for `key` alone, of `runtime` ("namespace/name", empty for the built-in worker)."""
 
     key: VersionKey
+    reason: str
+    runtime: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Start the servers of a runtime: a version needs the first of them."""
+
+    runtime: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """End a dedicated process that nothing needs."""
+    """End a dedicated process, or a server of a runtime, that nothing needs."""
 
     worker: str
     reason: str
 
 
-Move = Load | Unload | Dedicate | Retire
+Move = Load | Unload | Dedicate | Open | Retire
 Cause = Literal[
     "not_valid", "oversized", "load_failed", "crash_loop", "no_worker", "busy", "no_room"
 ]  # fmt: skip

@@ -23,7 +23,9 @@ class WorkerView:
 
     `memory_bytes`, `in_flight` and `loads` are the sums over its copies: bytes charged, requests being
     executed, and loads in progress (`background` of them for nobody who waits). `dedicated` names the only
-    version it may hold.
+    version it may hold. `runtime` names the runtime whose server it is ("namespace/name"), empty for the built-in
+    worker; `fault` says why its server cannot be started, `empty_since` since when it holds nothing and `keep_s` how
+    long it is kept then.
     """
 
     id: str
@@ -33,6 +35,10 @@ class WorkerView:
     loads: int = 0
     background: int = 0
     dedicated: VersionKey | None = None
+    runtime: str = ""
+    fault: str = ""
+    empty_since: float | None = None
+    keep_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class Wanted:
     `memory_bytes` and `load_seconds` are the measured cost; None while the version is not measured. `valid`
     is false until the version passed probation. `isolated` asks for a process of its own. `blocked_until` is
     set while the version may not run at all (it crashes its workers), `blocked_why` says why in a sentence.
+    `runtime` names the runtime that runs it, empty for the built-in worker.
     """
 
     key: VersionKey
@@ -71,6 +78,7 @@ class Wanted:
     isolated: bool = False
     blocked_until: float | None = None
     blocked_why: str = ""
+    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True)

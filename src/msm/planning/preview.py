@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from msm.planning.moves import Dedicate, Load, Retire, Unload
+from msm.planning.moves import Dedicate, Load, Open, Retire, Unload
 from msm.planning.picture import Picture, Wanted
 from msm.planning.residency import plan
 from msm.planning.room import mib
@@ -33,6 +33,9 @@ def preview(picture: Picture, wishes: Mapping[VersionKey, Wanted], now: float) -
                 reasons.append(Reason(about="Unload", message=text, data=dict(move.data)))
             case Dedicate():
                 reasons.append(Reason(about="Dedicate", message=f"{move.key}: {move.reason}"))
+            case Open():
+                text = f"the servers of runtime {move.runtime} would be started: {move.reason}"
+                reasons.append(Reason(about="Open", message=text))
             case Retire():
                 reasons.append(Reason(about="Retire", message=f"worker {move.worker}: {move.reason}"))
     for rejection in decision.rejected:

@@ -20,10 +20,13 @@ Rules
  5. Who waits goes first, the longest waiting before the others; then declared minimums; then what was lost.
  6. A failed load counts for 15 minutes (half of it when a request waits) and is tried on at most 3 workers.
  7. A version that crashes its workers lives in a process of its own, or nowhere while it is blocked.
+ 8. A version with a runtime goes to that runtime's servers only. They are started when a version needs the first of
+    them, and ended when they held nothing for as long as the runtime says.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -33,6 +36,7 @@ from msm.planning.moves import (
     Load,
     Move,
     Numbers,
+    Open,
     Rejection,
     ResidencyPlan,
     Retire,
@@ -88,7 +92,8 @@ class _Planner:
         self._slots = [_Slot(w, w.memory_bytes, w.loads, w.background) for w in picture.workers if w.ready]
         self._owners = {w.id: w.dedicated for w in picture.workers}
         self._dedicated = {w.dedicated: w.id for w in picture.workers if w.dedicated is not None}
-        self._shared = sum(slot.view.dedicated is None for slot in self._slots)
+        self._shared = Counter(slot.view.runtime for slot in self._slots if slot.view.dedicated is None)
+        self._opened: set[str] = set()
         self._moves: list[Move] = []
         self._room = Room(picture, now, self._moves)
         self._rejected: list[Rejection] = []
@@ -124,7 +129,7 @@ class _Planner:
             placed = self._leave_wrong_workers(wanted, copies)
             self._shrink(wanted, count, placed)
         live = sum(copy.state in ("Loading", "Ready") for copy in placed)
-        hosts = 1 if wanted.isolated else self._shared
+        hosts = 1 if wanted.isolated else self._shared[wanted.runtime]
         missing = min(count, max(hosts, 1)) - live
         if missing <= 0:
             return []
@@ -203,19 +208,36 @@ class _Planner:
         """The living workers that may take this copy; None (with a reason noted) when there is none."""
         key = need.wanted.key
         if need.wanted.isolated and key not in self._dedicated:
-            self._moves.append(Dedicate(key, "it ended its worker twice within a minute"))
+            self._moves.append(Dedicate(key, "it ended its worker twice within a minute", need.wanted.runtime))
             self._dedicated[key] = ""
         owner = key if need.wanted.isolated else None
         taken = {copy.worker for copy in need.holders}
         taken |= {m.worker for m in self._moves if isinstance(m, Load) and m.key == key}
-        fit = [s for s in self._slots if s.view.dedicated == owner and s.view.id not in taken]
+        runtime = need.wanted.runtime
+        suited = [s for s in self._slots if s.view.dedicated == owner and s.view.runtime == runtime]
+        fit = [slot for slot in suited if slot.view.id not in taken]
         if fit:
             return fit
-        if need.wanted.isolated or not self._shared:
+        if runtime and not suited:
+            self._open(key, runtime, owner)
+        elif need.wanted.isolated or not suited:
             self._reject(key, "no_worker", "no worker that may take it is running", final=False)
         else:
             self._reject(key, "busy", "every worker holds a copy that is still being unloaded", final=False)
         return None
+
+    def _open(self, key: VersionKey, runtime: str, owner: VersionKey | None) -> None:
+        """No server of the runtime can be used: start them, unless they are starting or cannot be started."""
+        places = [w for w in self._picture.workers if w.runtime == runtime and w.dedicated == owner]
+        if not places and owner is None and runtime not in self._opened:
+            self._opened.add(runtime)
+            self._moves.append(Open(runtime, f"{key} needs it"))
+        faults = [place.fault for place in places]
+        if faults and all(faults):
+            message = f"the server of runtime {runtime} cannot be started: {faults[0]}"
+            self._reject(key, "no_worker", message, final=True)
+        else:
+            self._reject(key, "no_worker", f"the server of runtime {runtime} is starting", final=False)
 
     def _failures(self, need: _Need) -> dict[str, FailedLoad]:
         """The failed loads that still count, by worker, oldest first."""
@@ -320,7 +342,11 @@ class _Planner:
     # ---- afterwards
 
     def _retire(self) -> None:
-        """End dedicated processes whose version is gone, no longer isolated, blocked, or not wanted at present."""
+        """End dedicated processes whose version is gone, no longer isolated, blocked, or not wanted at present, and
+        servers of runtimes that held nothing for long."""
+        for view in self._picture.workers:
+            if view.runtime and view.dedicated is None and view.empty_since is not None:
+                self._retire_server(view, view.empty_since + view.keep_s)
         for key, worker in self._dedicated.items():
             if not worker or self._picture.copies.get(key):
                 continue
@@ -329,6 +355,23 @@ class _Planner:
                 self._moves.append(Retire(worker, f"{key} needs no process of its own any more"))
             elif copies_wanted(wanted, self._picture.demand.get(key), self._now)[0] == 0:
                 self._moves.append(Retire(worker, f"{key} is not wanted at present"))
+
+    def _retire_server(self, view: WorkerView, at: float) -> None:
+        placed = any(isinstance(move, Load) and move.worker == view.id for move in self._moves)
+        needed = any(self._wants(key, view.runtime) for key in self._picture.attention)
+        if placed or needed:
+            return
+        if at > self._now:
+            self._look_again(at)
+        else:
+            self._moves.append(Retire(view.id, f"it held no model for {view.keep_s:.0f} s"))
+
+    def _wants(self, key: VersionKey, runtime: str) -> bool:
+        """Whether a version of this runtime is to have a copy now."""
+        wanted = self._picture.wanted.get(key)
+        if wanted is None or wanted.runtime != runtime:
+            return False
+        return copies_wanted(wanted, self._picture.demand.get(key), self._now)[0] > 0
 
     def _look_again(self, at: float) -> None:
         self._again = at if self._again is None else min(self._again, at)

@@ -20,7 +20,8 @@ from msm.kit.errors import InputTooLarge, InvalidInput
 from msm.kit.nearest import hint, nearest
 from msm.resources.json_tree import read_json
 from msm.resources.meta import API_VERSION, ObjectKey, to_plain
-from msm.resources.serving import KINDS, Resource
+from msm.resources.runtimes import ServingRuntime
+from msm.resources.serving import KINDS, Model, Resource
 from msm.resources.shape import shape_faults
 from msm.resources.text import shown
 from msm.resources.tree import LimitFault, SyntaxFault, Tree
@@ -141,7 +142,7 @@ def _resource(tree: Tree) -> tuple[Resource | None, list[tuple[str, str]]]:
     return (None, faults) if faults else (resource, [])
 
 
-def _declared_type(value: Any) -> tuple[type[Resource] | None, list[tuple[str, str]]]:
+def _declared_type(value: Any) -> tuple[type[Model] | type[ServingRuntime] | None, list[tuple[str, str]]]:
     if not isinstance(value, dict):
         return None, [
             ("$", f"expected a resource (a mapping with apiVersion, kind, metadata, spec), got {shown(value)}")

@@ -29,7 +29,7 @@ class CopyStatus(Base, frozen=True):
 
 
 class WorkerStatus(Base, frozen=True):
-    """One model process."""
+    """One model process. `runtime` names the ServingRuntime ("namespace/name") whose server it drives, if any."""
 
     id: str
     state: WorkerState
@@ -38,6 +38,7 @@ class WorkerStatus(Base, frozen=True):
     copies: int = 0
     restarts: int = 0
     message: str | None = None
+    runtime: str | None = None
 
 
 class GatewayStatus(Base, frozen=True):

@@ -6,11 +6,12 @@ A `Model` is a named service that owns immutable versions, aliases, a traffic sp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from msm.resources.meta import API_VERSION, DEFAULT_NAMESPACE, Base, Digest, Meta, ObjectKey
+from msm.resources.runtimes import Quantity, ServingRuntime
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -41,7 +42,9 @@ class VersionSpec(Base, frozen=True):
     `format` and `signature` are found by looking at the artifact when they are not given. `digest` is
     recorded at the first fetch when it is not given, and kept in lower case. `trusted` allows formats that run
     code while loading (pickle, joblib, Python classes). `accelerate` auto has the version converted to ONNX, which
-    serves in its place if it is found to answer alike and faster.
+    serves in its place if it is found to answer alike and faster. `runtime` names the ServingRuntime that runs it;
+    without it the built-in worker does. `memory` is the first estimate of what a copy costs in such a runtime, until it
+    is measured.
     """
 
     name: str
@@ -52,6 +55,8 @@ class VersionSpec(Base, frozen=True):
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     signature: Signature | None = None
     accelerate: Literal["auto", "off"] = "off"
+    runtime: str | None = None
+    memory: Quantity | None = None
 
     def __post_init__(self) -> None:
         if self.digest is not None and self.digest != self.digest.lower():
@@ -168,26 +173,34 @@ class ModelStatus(Base, frozen=True):
     message: str | None = None
 
 
-class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel"):
+class Model(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename="camel",
+    tag_field="kind",
+    tag="Model",
+):
     """A named model service."""
 
     metadata: Meta
     spec: ModelSpec
     status: ModelStatus | None = None
-    kind: Literal["Model"] = "Model"
     api_version: Literal["msm/v1"] = API_VERSION
+    kind: ClassVar[str] = "Model"
 
     @property
     def key(self) -> ObjectKey:
-        return ObjectKey("Model", self.metadata.namespace, self.metadata.name)
+        return ObjectKey(self.kind, self.metadata.namespace, self.metadata.name)
 
     def version(self, name: str) -> VersionSpec | None:
         """The version of that name, or None."""
         return next((v for v in self.spec.versions if v.name == name), None)
 
 
-Resource = Model
-KINDS: dict[str, type[Model]] = {"Model": Model}
+Resource = Model | ServingRuntime
+KINDS: dict[str, type[Model] | type[ServingRuntime]] = {"Model": Model, "ServingRuntime": ServingRuntime}
 
 
 @dataclass(frozen=True, slots=True, order=True)

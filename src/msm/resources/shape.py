@@ -72,6 +72,8 @@ def _struct(path: str, value: Any, kind: kinds.StructType) -> Iterator[Fault]:
     for key, item in value.items():
         if key in fields:
             yield from _faults(child(path, key), item, fields[key].type)
+        elif kind.tag_field is not None and key == kind.tag_field:
+            continue  # what tells the type was read before
         else:
             yield child(path, key), f"the field {shown(key)} is unknown{_like(key, fields)}"
     for name, field in fields.items():

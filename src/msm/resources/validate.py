@@ -17,7 +17,8 @@ import msgspec
 
 from msm.kit.nearest import hint, nearest
 from msm.resources.meta import MAX_LABELS, NAME_RULE, RESERVED_NAMES, Meta, is_name
-from msm.resources.serving import Model, ModelSpec, Scaling, Signature, Tensor, Traffic, VersionSpec
+from msm.resources.runtime_rules import runtime_problems
+from msm.resources.serving import Model, ModelSpec, Resource, Scaling, Signature, Tensor, Traffic, VersionSpec
 from msm.resources.text import child, has_control, shown
 from msm.resources.uris import uri_problems
 
@@ -47,17 +48,20 @@ _RESERVED_HEADERS = frozenset(
 
 # Fields of a version that never change while the version keeps its name. Some that were left to be found out
 # may be declared later.
-_FIXED = ("uri", "format", "digest", "trusted", "parameters", "signature", "accelerate")
+_FIXED = ("uri", "format", "digest", "trusted", "parameters", "signature", "accelerate", "runtime")
 _MAY_BE_ADDED = frozenset({"format", "digest", "signature"})
 
 
-def check(model: Model) -> Problems:
-    """All rules that `model` breaks by itself; empty when it may be accepted."""
-    return (*_metadata(model.metadata), *_spec(model.spec))
+def check(resource: Resource) -> Problems:
+    """All rules that `resource` breaks by itself; empty when it may be accepted."""
+    spec = _spec(resource.spec) if isinstance(resource, Model) else runtime_problems(resource)
+    return (*_metadata(resource.metadata), *spec)
 
 
-def check_change(old: Model, new: Model) -> Problems:
+def check_change(old: Resource, new: Resource) -> Problems:
     """The versions of `new` that keep a name of `old` and differ from it: versions are immutable."""
+    if not isinstance(old, Model) or not isinstance(new, Model):
+        return ()
     return tuple(
         (f"$.spec.versions[{index}].{field}", sentence)
         for index, version in enumerate(new.spec.versions)
@@ -164,6 +168,10 @@ def _version(path: str, version: VersionSpec) -> Iterator[Problem]:
         yield f"{path}.uri", f"the URI of version {shown(version.name)} {sentence}"
     if version.format is not None and not is_name(version.format):
         yield f"{path}.format", f"the format {shown(version.format)} is not allowed: {NAME_RULE}"
+    if version.runtime is not None and not is_name(version.runtime):
+        yield f"{path}.runtime", f"the runtime {shown(version.runtime)} is not allowed: {NAME_RULE}"
+    if version.memory is not None and version.runtime is None:
+        yield f"{path}.memory", "memory is measured for the built-in worker; only versions with a runtime declare it"
     yield from _parameters(f"{path}.parameters", version.parameters)
     if version.signature is not None:
         yield from _signature(f"{path}.signature", version.signature)

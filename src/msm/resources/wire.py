@@ -11,7 +11,8 @@ import msgspec
 
 from msm.resources.meta import DEFAULT_NAMESPACE, Base, ObjectKey
 from msm.resources.observed import Reason
-from msm.resources.serving import Model, VersionPhase
+from msm.resources.runtimes import ServingRuntime
+from msm.resources.serving import Model, Resource, VersionPhase
 
 ChangeAction = Literal["created", "updated", "unchanged", "deleted"]
 CopyPhase = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
@@ -25,8 +26,8 @@ class ChangeReport(Base, frozen=True):
     action: ChangeAction
     generation: int
     namespace: str = DEFAULT_NAMESPACE
-    before: Model | None = None
-    after: Model | None = None
+    before: Resource | None = None
+    after: Resource | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -46,6 +47,13 @@ class ModelList(Base, frozen=True):
 
     revision: int
     items: tuple[Model, ...]
+
+
+class RuntimeList(Base, frozen=True):
+    """All runtimes at one revision of the store."""
+
+    revision: int
+    items: tuple[ServingRuntime, ...]
 
 
 class HistoryEntry(Base, frozen=True):

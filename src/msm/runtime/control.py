@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -13,7 +13,7 @@ from msm.http.server import Request, json_answer, plain_refusal
 from msm.kit.errors import InvalidInput, MsmError, NotFound
 from msm.kit.tasks import Tasks
 from msm.runtime import memory
-from msm.runtime.repository import LoadSpec, Repository
+from msm.runtime.repository import IndexEntry, LoadSpec
 
 _PREFIX: Final = b"/v2/repository/models/"
 _FORMATS: Final = b"/v2/repository/formats/"
@@ -29,13 +29,25 @@ class _UnloadBody(msgspec.Struct, frozen=True):
     drain_s: float = _DRAIN_S
 
 
-class ControlApp:
-    """Answers the requests of the control socket."""
+class Holds(Protocol):
+    """What is loaded and unloaded here: the worker's own repository, or one that drives a server."""
 
-    def __init__(self, worker: str, repository: Repository, tasks: Tasks) -> None:
+    async def load(self, target: str, spec: LoadSpec) -> msgspec.Struct: ...
+    async def unload(self, target: str, drain_s: float) -> None: ...
+    async def prepare(self, name: str) -> None: ...
+    def index(self) -> Sequence[IndexEntry]: ...
+
+
+class ControlApp:
+    """Answers the requests of the control socket. `resident` gives the memory to report, in bytes."""
+
+    def __init__(
+        self, worker: str, repository: Holds, tasks: Tasks, resident: Callable[[], int] = memory.resident_bytes
+    ) -> None:
         self._worker = worker
         self._repository = repository
         self._tasks = tasks
+        self._resident = resident
 
     def handle(self, request: Request) -> None:
         """Answer a request; a load or unload is answered when it has ended."""
@@ -56,7 +68,7 @@ class ControlApp:
             )
 
     def _live(self) -> dict[str, Any]:
-        return {"live": True, "pid": os.getpid(), "id": self._worker, "rss_bytes": memory.resident_bytes()}
+        return {"live": True, "pid": os.getpid(), "id": self._worker, "rss_bytes": self._resident()}
 
     def _change(self, request: Request, rest: bytes) -> None:
         name, _, verb = rest.rpartition(b"/")

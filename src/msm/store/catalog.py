@@ -12,7 +12,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -20,6 +20,7 @@ from msm.kit.clock import Clock
 from msm.kit.errors import Conflict, NotFound
 from msm.kit.nearest import hint, nearest
 from msm.resources.meta import ObjectKey
+from msm.resources.runtimes import ServingRuntime
 from msm.resources.serving import Model, ModelStatus, Resource
 from msm.store import keys, records
 from msm.store.base import Store
@@ -28,25 +29,29 @@ from msm.store.catalog_plan import (
     Plan,
     Seen,
     check_resources,
+    check_runtimes,
     check_seen,
     find_generation,
+    needed_runtimes,
     plan_apply,
     plan_delete,
     plan_rollback,
     txn_of,
+    users_of,
 )
 from msm.store.errors import Compacted, StoreConflict
-from msm.store.records import CatalogChange, Change, Cost, RevisionEntry, stored_model
+from msm.store.records import CatalogChange, Change, Cost, RevisionEntry, stored_resource
 from msm.store.values import Compare, KeyValue, Put, Txn, present, unchanged
 
 T = TypeVar("T")
 
 Changes = list[Change]  # inside the class `list` is the method
-Models = list[Model]
+Resources = list[Resource]
 
 ATTEMPTS = 8  # at one write, each lost to another writer
 PAGE = 500  # records decoded at a time: about 5 ms of event loop
 IN_THREAD = 50  # documents from which on checking and encoding an apply leaves the event loop
+SHOWN_USERS = 5  # of a runtime, in the refusal to delete it
 NEAREST_AMONG = 1000  # names looked at for the hint in a NotFound
 
 
@@ -72,19 +77,23 @@ class Catalog:
         async def attempt() -> Changes:
             seen = await self._seen(wanted)
             plans = await _offloaded(len(resources), lambda: plan_apply(resources, seen, author))
-            return [plan.change for plan in plans] if dry_run else await self._commit(plans)
+            guards = await self._runtimes_of(plans)
+            return [plan.change for plan in plans] if dry_run else await self._commit(plans, guards)
 
         return await _retried(attempt)
 
     async def delete(self, key: ObjectKey, *, who: str, resource_version: int | None = None) -> Change:
-        """Remove an object; its history stays. Raises NotFound, and Conflict for a stale resource version."""
+        """Remove an object; its history stays. Raises NotFound, and Conflict for a stale resource version or for a
+        runtime that a model still names."""
         author = self._author(who)
 
         async def attempt() -> Changes:
             seen = (await self._seen((key,)))[key]
-            if seen.model is None:
+            if seen.resource is None:
                 raise await self._not_found(key)
             check_seen(key, resource_version, seen)
+            if key.kind == ServingRuntime.kind:
+                await self._check_unused(key)
             return await self._commit([plan_delete(key, seen, author)])
 
         return (await _retried(attempt))[0]
@@ -100,33 +109,47 @@ class Catalog:
         async def attempt() -> Changes:
             entries = await self.history(key)
             seen = (await self._seen((key,)))[key]
-            return await self._commit([plan_rollback(key, to, entries, seen, author)])
+            plans = [plan_rollback(key, to, entries, seen, author)]
+            return await self._commit(plans, await self._runtimes_of(plans))
 
         return (await _retried(attempt))[0]
 
-    async def get(self, key: ObjectKey) -> Model:
+    async def get(self, key: ObjectKey) -> Resource:
         """The object with its status; raises NotFound with the nearest names."""
         res, status = await self._store.get_many((keys.res_key(key), keys.status_key(key)))
         if res.item is None:
             raise await self._not_found(key)
         return _merged(res.item, status.item)
 
-    async def list(self, kind: str, namespace: str | None = None) -> tuple[int, tuple[Model, ...]]:
+    async def model(self, key: ObjectKey) -> Model:
+        """The model with its status; raises NotFound with the nearest names."""
+        found = await self.get(key)
+        if not isinstance(found, Model):
+            raise NotFound(f"{key} is not a model")
+        return found
+
+    @overload
+    async def list(self, kind: Literal["Model"], namespace: str | None = None) -> tuple[int, tuple[Model, ...]]: ...
+    @overload
+    async def list(
+        self, kind: Literal["ServingRuntime"], namespace: str | None = None
+    ) -> tuple[int, tuple[ServingRuntime, ...]]: ...
+    async def list(self, kind: str, namespace: str | None = None) -> tuple[int, tuple[Any, ...]]:
         """All objects of a kind by namespace and name, with their status, and the revision they stood at.
 
         One snapshot, read and decoded in pages so that a hundred thousand objects do not stop the event loop.
         """
         res, status = keys.scope(keys.RES, kind, namespace), keys.scope(keys.STATUS, kind, namespace)
 
-        async def attempt() -> tuple[int, tuple[Model, ...]]:
+        async def attempt() -> tuple[int, tuple[Any, ...]]:
             first = await self._store.list(status, limit=1)
             statuses: dict[bytes, KeyValue] = {}
             async for page in self._pages(status, first.revision):
                 statuses.update((item.key[len(status) :], item) for item in page)
-            models: Models = []
+            found: Resources = []
             async for page in self._pages(res, first.revision):
-                models += [_merged(item, statuses.pop(item.key[len(res) :], None)) for item in page]
-            return first.revision, tuple(models)
+                found += [_merged(item, statuses.pop(item.key[len(res) :], None)) for item in page]
+            return first.revision, tuple(found)
 
         return await _retried(attempt)
 
@@ -137,7 +160,7 @@ class Catalog:
             raise await self._not_found(key)
         return tuple(_entry(item) for item in listing.items)
 
-    async def at_generation(self, key: ObjectKey, generation: int) -> Model:
+    async def at_generation(self, key: ObjectKey, generation: int) -> Resource:
         """The object as that generation declared it; raises NotFound for an unknown one and for a deletion."""
         found = find_generation(key, generation, await self.history(key)).resource
         assert found is not None, "find_generation refuses deletions"
@@ -219,8 +242,26 @@ class Catalog:
 
         return await _offloaded(len(wanted), decoded)
 
-    async def _commit(self, plans: Sequence[Plan]) -> Changes:
-        txn = txn_of(plans)
+    async def _runtimes_of(self, plans: Sequence[Plan]) -> tuple[Compare, ...]:
+        """Conditions on the runtimes that the models of `plans` name. Raises InvalidInput for one that is not there."""
+        needed = needed_runtimes(plans)
+        if not needed:
+            return ()
+        places = [place for each in needed.values() for place in each]
+        readings = await self._store.get_many([keys.res_key(place) for place in places])
+        stored = {p: r.item.mod_revision for p, r in zip(places, readings, strict=True) if r.item is not None}
+        return check_runtimes(plans, needed, stored)
+
+    async def _check_unused(self, key: ObjectKey) -> None:
+        _, models = await self.list("Model")
+        users = users_of(key, models)
+        if users:
+            more = f" and {len(users) - SHOWN_USERS} more" if len(users) > SHOWN_USERS else ""
+            told = ", ".join(users[:SHOWN_USERS])
+            raise Conflict(f"{key} runs {told}{more}; delete these first", reason="in_use")
+
+    async def _commit(self, plans: Sequence[Plan], guards: Sequence[Compare] = ()) -> Changes:
+        txn = txn_of(plans, guards)
         if not txn.ops:
             return [plan.change for plan in plans]
         revision = (await self._store.apply_all(txn)).revision
@@ -278,12 +319,12 @@ async def _retried(attempt: Callable[[], Awaitable[T]]) -> T:
 def _seen(res: KeyValue | None, status: KeyValue | None, gone: KeyValue | None) -> Seen:
     if res is None:
         return Seen(0, None, 0 if gone is None else records.GONE.decode(gone.value).generation)
-    model = _merged(res, status)
-    return Seen(res.mod_revision, model, model.metadata.generation or 0)
+    found = _merged(res, status)
+    return Seen(res.mod_revision, found, found.metadata.generation or 0)
 
 
-def _merged(res: KeyValue, status: KeyValue | None) -> Model:
-    return stored_model(res.value, res.mod_revision, None if status is None else status.value)
+def _merged(res: KeyValue, status: KeyValue | None) -> Resource:
+    return stored_resource(res.value, res.mod_revision, None if status is None else status.value)
 
 
 def _entry(item: KeyValue) -> RevisionEntry:

@@ -14,12 +14,13 @@ import msgspec
 
 from msm.kit.errors import Conflict, InvalidInput, NotFound
 from msm.resources.meta import Meta, ObjectKey
+from msm.resources.runtimes import ServingRuntime, runtime_keys
 from msm.resources.serving import Model, Resource
 from msm.resources.validate import check, check_change
 from msm.store.keys import gone_key, res_key, rev_key, status_key
 from msm.store.records import (
     GONE,
-    MODEL,
+    RESOURCE,
     REVISION,
     Change,
     ChangeAction,
@@ -28,20 +29,20 @@ from msm.store.records import (
     RevisionEntry,
     RevisionRecord,
 )
-from msm.store.values import Compare, Delete, Op, Put, Txn, absent, unchanged
+from msm.store.values import Compare, Delete, Op, Put, Txn, absent, present, unchanged
 
 SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the store holds under one object's name: `mod_revision` 0 and no model when there is none.
+    """What the store holds under one object's name: `mod_revision` 0 and no resource when there is none.
 
     `generation` is the last number given, 0 when the name was never used.
     """
 
     mod_revision: int
-    model: Model | None
+    resource: Resource | None
     generation: int
 
 
@@ -64,10 +65,10 @@ class Plan:
     ops: tuple[Op, ...] = ()
 
 
-def txn_of(plans: Sequence[Plan]) -> Txn:
-    """All plans as one transaction."""
+def txn_of(plans: Sequence[Plan], guards: Sequence[Compare] = ()) -> Txn:
+    """All plans as one transaction, on the further conditions `guards`."""
     return Txn(
-        tuple(compare for plan in plans for compare in plan.compares),
+        (*(compare for plan in plans for compare in plan.compares), *guards),
         tuple(op for plan in plans for op in plan.ops),
     )
 
@@ -94,6 +95,60 @@ def _summary(problems: Sequence[tuple[str, str]]) -> str:
     return f"{path}: {sentence}{tail}"
 
 
+def needed_runtimes(plans: Sequence[Plan]) -> dict[ObjectKey, tuple[ObjectKey, ...]]:
+    """The runtimes that the written models name: by the first place to look at, every place in order.
+
+    What a plan leaves unchanged was checked when it was written.
+    """
+    needed: dict[ObjectKey, tuple[ObjectKey, ...]] = {}
+    for plan in plans:
+        model = plan.change.after
+        if isinstance(model, Model) and plan.ops:
+            for version in model.spec.versions:
+                if version.runtime is not None:
+                    places = runtime_keys(model.metadata.namespace, version.runtime)
+                    needed[places[0]] = places
+    return needed
+
+
+def check_runtimes(
+    plans: Sequence[Plan], needed: Mapping[ObjectKey, tuple[ObjectKey, ...]], stored: Mapping[ObjectKey, int]
+) -> tuple[Compare, ...]:
+    """Conditions that keep the runtimes there until the models are written. `stored` has their revisions.
+
+    Raises InvalidInput for a runtime that is neither stored nor declared by the same plans.
+    """
+    declared = {plan.change.key for plan in plans if isinstance(plan.change.after, ServingRuntime)}
+    compares: dict[ObjectKey, Compare] = {}
+    problems = []
+    for first, places in needed.items():
+        if any(place in declared for place in places):
+            continue
+        found = next((place for place in places if stored.get(place)), None)
+        if found is None:
+            problems.append(
+                ("$.spec.versions[].runtime", f"there is no ServingRuntime {first.name!r}; declare it first")
+            )
+        else:
+            compares[found] = present(res_key(found))
+    if problems:
+        raise InvalidInput(_summary(problems), problems=problems)
+    return tuple(compares.values())
+
+
+def users_of(key: ObjectKey, models: Sequence[Resource]) -> list[str]:
+    """The models that a runtime is found for under `key`."""
+    return [
+        str(model.key)
+        for model in models
+        if isinstance(model, Model)
+        and any(
+            version.runtime == key.name and key in runtime_keys(model.metadata.namespace, key.name)
+            for version in model.spec.versions
+        )
+    ]
+
+
 def plan_apply(resources: Sequence[Resource], seen: Mapping[ObjectKey, Seen], author: Author) -> list[Plan]:
     """Plans in the order of the documents. Raises Conflict for a stale resource version or a changed version."""
     return [plan_write(resource, seen[resource.key], author) for resource in resources]
@@ -110,33 +165,37 @@ def plan_write(
     """Make the object what `wanted` declares. `action` names the entry in the history when it is a special one."""
     key = wanted.key
     check_seen(key, wanted.metadata.resource_version, seen)
-    if seen.model is not None and same_content(seen.model, wanted):
-        return Plan(Change(key, "unchanged", seen.generation, seen.model, seen.model))
-    if seen.model is not None:
-        _check_immutable(key, seen.model, wanted)
+    if seen.resource is not None and same_content(seen.resource, wanted):
+        return Plan(Change(key, "unchanged", seen.generation, seen.resource, seen.resource))
+    if seen.resource is not None:
+        _check_immutable(key, seen.resource, wanted)
     generation = seen.generation + 1
-    after = Model(metadata=_metadata(wanted.metadata, seen.model, generation, author), spec=wanted.spec)
-    made: ChangeAction = "created" if seen.model is None else "updated"
+    metadata = _metadata(wanted.metadata, seen.resource, generation, author)
+    after: Resource = msgspec.structs.replace(wanted, metadata=metadata)
+    if isinstance(after, Model):
+        after = msgspec.structs.replace(after, status=None)
+    made: ChangeAction = "created" if seen.resource is None else "updated"
     record = RevisionRecord(
         generation=generation,
         at=author.at,
         who=author.who,
-        action=action or ("created" if seen.model is None else "updated"),
+        action=action or ("created" if seen.resource is None else "updated"),
         op=author.op,
         resource=after,
         restored=restored,
     )
     ops: tuple[Op, ...] = (
-        Put(res_key(key), MODEL.encode(after)),
+        Put(res_key(key), RESOURCE.encode(after)),
         Put(rev_key(key, generation), REVISION.encode(record)),
     )
-    status = None if seen.model is None else seen.model.status
-    change = Change(key, made, generation, seen.model, msgspec.structs.replace(after, status=status))
-    return Plan(change, _guards(key, seen, generation), ops)
+    told = after
+    if isinstance(after, Model) and seen.resource is not None:
+        told = msgspec.structs.replace(after, status=seen.resource.status)
+    return Plan(Change(key, made, generation, seen.resource, told), _guards(key, seen, generation), ops)
 
 
 def plan_delete(key: ObjectKey, seen: Seen, author: Author) -> Plan:
-    """Remove the object and its status; the deletion is an entry of its history. `seen` must have a model."""
+    """Remove the object and its status; the deletion is an entry of its history. `seen` must have a resource."""
     generation = seen.generation + 1
     record = RevisionRecord(generation=generation, at=author.at, who=author.who, action="deleted", op=author.op)
     ops = (
@@ -145,7 +204,7 @@ def plan_delete(key: ObjectKey, seen: Seen, author: Author) -> Plan:
         Put(rev_key(key, generation), REVISION.encode(record)),
         Put(gone_key(key), GONE.encode(GoneRecord(generation=generation))),
     )
-    return Plan(Change(key, "deleted", generation, seen.model, None), _guards(key, seen, generation), ops)
+    return Plan(Change(key, "deleted", generation, seen.resource, None), _guards(key, seen, generation), ops)
 
 
 def plan_rollback(key: ObjectKey, to: int | None, history: Sequence[RevisionEntry], seen: Seen, author: Author) -> Plan:
@@ -165,7 +224,7 @@ def _wanted_entry(key: ObjectKey, to: int | None, history: Sequence[RevisionEntr
     differing = [
         entry
         for entry in history
-        if entry.resource is not None and not (seen.model and same_content(seen.model, entry.resource))
+        if entry.resource is not None and not (seen.resource and same_content(seen.resource, entry.resource))
     ]
     if to is None:
         if not differing:
@@ -188,7 +247,7 @@ def find_generation(key: ObjectKey, generation: int, history: Sequence[RevisionE
     return entry
 
 
-def same_content(one: Model, other: Model) -> bool:
+def same_content(one: Resource, other: Resource) -> bool:
     """Whether a person declared the same: spec, labels and annotations."""
     return (
         one.spec == other.spec
@@ -209,14 +268,14 @@ def check_seen(key: ObjectKey, wanted: int | None, seen: Seen) -> None:
     )
 
 
-def _check_immutable(key: ObjectKey, old: Model, new: Model) -> None:
+def _check_immutable(key: ObjectKey, old: Resource, new: Resource) -> None:
     problems = check_change(old, new)
     if problems:
         told = "; ".join(sentence for _, sentence in problems[:SHOWN_PROBLEMS])
         raise Conflict(f"{key}: {told}", reason="version_immutable")
 
 
-def _metadata(wanted: Meta, old: Model | None, generation: int, author: Author) -> Meta:
+def _metadata(wanted: Meta, old: Resource | None, generation: int, author: Author) -> Meta:
     return Meta(
         name=wanted.name,
         namespace=wanted.namespace,

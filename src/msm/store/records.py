@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from msm.resources.meta import Base, ObjectKey
-from msm.resources.serving import Model, ModelStatus, Signature
+from msm.resources.serving import Model, ModelStatus, Resource, Signature
 from msm.store.codec import Codec
 
 RevisionAction = Literal["created", "updated", "deleted", "rolled_back"]
@@ -24,7 +24,7 @@ class RevisionRecord(Base, frozen=True):
     who: str
     action: RevisionAction
     op: str
-    resource: Model | None = None
+    resource: Resource | None = None
     restored: int | None = None
 
 
@@ -53,7 +53,7 @@ class RevisionEntry:
     at: float
     who: str
     action: RevisionAction
-    resource: Model | None
+    resource: Resource | None
     restored: int | None = None
 
 
@@ -64,31 +64,30 @@ class Change:
     key: ObjectKey
     action: ChangeAction
     generation: int
-    before: Model | None
-    after: Model | None
+    before: Resource | None
+    after: Resource | None
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogChange:
-    """An object changed: `model` is how it stands now, None when it is gone, `revision` where to watch on after."""
+    """An object changed: `resource` is how it stands now, None when it is gone, `revision` where to watch on after."""
 
     key: ObjectKey
-    model: Model | None
+    resource: Resource | None
     revision: int
 
 
-MODEL: Codec[Model] = Codec(Model)
+RESOURCE: Codec[Resource] = Codec(Resource)
 STATUS: Codec[ModelStatus] = Codec(ModelStatus)
 REVISION: Codec[RevisionRecord] = Codec(RevisionRecord)
 GONE: Codec[GoneRecord] = Codec(GoneRecord)
 COST: Codec[Cost] = Codec(Cost)
 
 
-def stored_model(data: bytes, mod_revision: int, status: bytes | None) -> Model:
+def stored_resource(data: bytes, mod_revision: int, status: bytes | None) -> Resource:
     """The object from its record and, if there is one, its status record."""
-    model = MODEL.decode(data)
-    return msgspec.structs.replace(
-        model,
-        metadata=msgspec.structs.replace(model.metadata, resource_version=mod_revision),
-        status=None if status is None else STATUS.decode(status),
-    )
+    found = RESOURCE.decode(data)
+    metadata = msgspec.structs.replace(found.metadata, resource_version=mod_revision)
+    if not isinstance(found, Model):
+        return msgspec.structs.replace(found, metadata=metadata)
+    return msgspec.structs.replace(found, metadata=metadata, status=None if status is None else STATUS.decode(status))

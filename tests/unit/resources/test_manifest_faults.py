@@ -53,7 +53,7 @@ ONE_FAULT = [
         "line 5",
         "sha256",
     ),
-    ("no version", "kind: Model\n", "$.apiVersion", "line 1", "Model of msm/v1"),
+    ("no version", "kind: Model\n", "$.apiVersion", "line 1", "supported are Model, ServingRuntime of msm/v1"),
     ("newer version", "apiVersion: msm/v2\nkind: Model\n", "$.apiVersion", "line 1", '"msm/v2" is unknown; supported'),
     ("unknown kind", "apiVersion: msm/v1\nkind: Modell\n", "$.kind", "line 2", "did you mean 'Model'?"),
     ("kind a list", "apiVersion: msm/v1\nkind: []\n", "$.kind", "line 2", "unknown"),

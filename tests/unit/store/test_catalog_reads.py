@@ -97,15 +97,15 @@ async def test_a_watch_tells_declarations_status_and_deletions(catalog):
     start = created.after.metadata.resource_version
     watch = catalog.watch(start)
     (first,) = await changes(watch, 1)
-    assert (first.key, first.model, first.revision) == (IRIS, created.after, start)
+    assert (first.key, first.resource, first.revision) == (IRIS, created.after, start)
     await catalog.put_status(IRIS, VALID)
     (second,) = await changes(watch, 1)
-    assert second.model.status == VALID
-    assert second.model.spec == created.after.spec
+    assert second.resource.status == VALID
+    assert second.resource.spec == created.after.spec
     gone = asyncio.create_task(changes(watch, 1))
     await catalog.delete(IRIS, who="ada")
     (third,) = await gone
-    assert (third.key, third.model) == (IRIS, None)
+    assert (third.key, third.resource) == (IRIS, None)
     assert first.revision < second.revision < third.revision
 
 
@@ -123,7 +123,7 @@ async def test_a_watch_of_the_past_never_tells_an_older_state_after_a_newer(cata
         await catalog.apply([a_model(max_queue=generation)], who="ada")
     watch = catalog.watch(created.after.metadata.resource_version)
     told = await changes(watch, 1)
-    seen = [(c.model.metadata.generation, c.model.status.observed_generation) for c in told]
+    seen = [(c.resource.metadata.generation, c.resource.status.observed_generation) for c in told]
     assert seen == sorted(seen)
     assert seen[-1] == (30, 29)
 

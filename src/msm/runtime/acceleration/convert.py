@@ -61,12 +61,6 @@ class Way:
     make: Callable[[], tuple[Any, Plan]]
 
 
-_BOOSTERS: Final[dict[str, Callable[[Any], TreeModel | None]]] = {
-    "lightgbm": boosters.of_lightgbm,
-    "xgboost": boosters.of_xgboost,
-}
-
-
 def original_of(model: LoadedModel) -> Original:
     """The model by what is inside. Raises Unfit for formats and inputs that are not converted."""
     signature = model.signature
@@ -75,15 +69,22 @@ def original_of(model: LoadedModel) -> Original:
         found = Original(
             "sklearn", model.source, model, tuple(model.methods), _tree_model(trees.of_sklearn, model.source)
         )
-    elif isinstance(model, BoostedModel) and (library := type(model.source).__module__.partition(".")[0]) in _BOOSTERS:
-        tree_model = _tree_model(_BOOSTERS[library], model.source)
-        found = Original(library, model.source, model, ("predict",), tree_model)
+    elif isinstance(model, BoostedModel) and _library(model) == "lightgbm":
+        found = Original(
+            "lightgbm", model.source, model, ("predict",), _tree_model(boosters.of_lightgbm, model.source)
+        )
+    elif isinstance(model, BoostedModel) and _library(model) == "xgboost":
+        found = Original("xgboost", model.source, model, ("predict",), _tree_model(boosters.of_xgboost, model.source))
     else:
         raise Unfit("only scikit-learn, XGBoost and LightGBM models are converted")
     for tensor in signature.inputs:
         if tensor.datatype not in _FLOATS and tensor.datatype not in _INTEGERS:
             raise Unfit(f"input {tensor.name!r} is {tensor.datatype}, and only numbers are converted")
     return found
+
+
+def _library(model: BoostedModel) -> str:
+    return type(model.source).__module__.partition(".")[0]
 
 
 def _tree_model(read: Callable[[Any], TreeModel | None], inner: Any) -> TreeModel | None:
