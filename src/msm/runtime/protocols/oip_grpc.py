@@ -173,12 +173,12 @@ def encode(model: str, version: str, call_id: str, outputs: Mapping[str, tuple[s
     shape = tuple([(name, datatype, array.shape) for name, (datatype, array) in outputs.items()])
     parts = [_response_head(model, version, shape)]
     if call_id:
-        parts.append(_field(_ID, call_id.encode()))
-    parts += [_field(_RAW, tensors.write_binary(array)) for _, array in outputs.values()]
+        parts.append(field(_ID, call_id.encode()))
+    parts += [field(_RAW, tensors.write_binary(array)) for _, array in outputs.values()]
     return b"".join(parts)
 
 
-def _field(tag: bytes, value: bytes) -> bytes:
+def field(tag: bytes, value: bytes) -> bytes:
     """A length-delimited protobuf field."""
     left = len(value)
     if left < 0x80:
