@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SOURCE = '''
+SOURCE = """
 import asyncio, os, pathlib, threading, time
 import numpy as np
 
@@ -73,9 +73,9 @@ class Model:
             if prompt == "number":
                 yield at
             yield words[at % len(words)] + " "
-'''
+"""
 
-ASYNC_SOURCE = '''
+ASYNC_SOURCE = """
 import asyncio, pathlib
 
 FOLDER = pathlib.Path(__file__).parent
@@ -94,9 +94,9 @@ class Model:
                 yield {"text": [f"{text}{at}".encode()]}
         finally:
             (FOLDER / f"closed-{text}").touch()
-'''
+"""
 
-EMBEDDING_SOURCE = '''
+EMBEDDING_SOURCE = """
 import hashlib
 import numpy as np
 
@@ -109,7 +109,7 @@ class Model:
     def predict(self, inputs):
         rows = [np.frombuffer(hashlib.sha256(text).digest()[:4], np.uint8) for text in inputs["text"]]
         return {"embedding": np.array(rows, np.float32) / 255}
-'''
+"""
 
 
 def write_generating(folder: Path, source: str = SOURCE) -> Path:

@@ -265,6 +265,12 @@ def test_so_many_streams_at_once_and_so_many_that_wait(worker: WorkerProcess, tm
     assert subject.ask(text="d").status == 200
 
 
+def _read_all(channel: Channel) -> None:
+    channel.head()
+    while channel.chunk():
+        pass
+
+
 def test_the_black_box_names_the_model_that_ends_the_process_within_a_step(short_folder: Path, tmp_path: Path) -> None:
     with running_worker(short_folder) as worker:
         subject = Subject(worker, "dies", tmp_path / "model")
@@ -273,9 +279,7 @@ def test_the_black_box_names_the_model_that_ends_the_process_within_a_step(short
         assert waiting.head().status == 200
         channel = subject.open(text="die", length=5)
         with pytest.raises((ConnectionError, ValueError)):
-            channel.head()
-            while channel.chunk():
-                pass
+            _read_all(channel)
         channel.close()
         worker.process.wait(10)
         assert subject.target in blackbox.read(worker.blackbox)
