@@ -61,6 +61,7 @@ class Model:
             while not cancelled():
                 time.sleep(0.002)
         if text == "die" and at == 2:
+            until("die-now")
             os._exit(7)
         if text == "exit" and at == 1:
             raise SystemExit(3)

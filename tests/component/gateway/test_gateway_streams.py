@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import queue
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,15 @@ async def sdk(made: Generating) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def lines_of(mesh: Mesh, service: str, seen: list[str], **values: Any) -> None:
-    """Put the lines of a generate_stream into `seen` as they come."""
+async def lines_of(mesh: Mesh, service: str, seen: list[str], *, on_line: Callable[[], None], **values: Any) -> None:
+    """Put the lines of a generate_stream into `seen` as they come, calling `on_line` after each."""
     async with (
         rest(mesh) as client,
         client.stream("POST", f"/v2/models/{service}/generate_stream", json=values) as answer,
     ):
         async for line in answer.aiter_lines():
             seen.append(line)
+            on_line()
 
 
 async def pieces_of(stream: Any, seen: list[str]) -> None:
@@ -310,6 +311,6 @@ async def test_a_stream_that_a_dying_worker_breaks_is_told_and_not_replayed(tmp_
         await mesh.publisher.publish(plan("dies", {"v1": [str(worker.data)]}))
         seen: list[str] = []
         with pytest.raises(httpx.RemoteProtocolError):
-            await lines_of(mesh, "dies", seen, text="die", length=5)
+            await lines_of(mesh, "dies", seen, on_line=(tmp_path / "dies" / "die-now").touch, text="die", length=5)
         assert [json.loads(line[6:])["text"] for line in seen if line] == ["die0 ", "die1 "]
         assert mesh.activator.rescues == []

@@ -277,6 +277,7 @@ def test_the_black_box_names_the_model_that_ends_the_process_within_a_step(short
         other = Subject(worker, "other", tmp_path / "other")
         waiting = other.open(text="large", length=100_000)  # open, but waiting for its reader: not to blame
         assert waiting.head().status == 200
+        (subject.folder / "die-now").touch()
         channel = subject.open(text="die", length=5)
         with pytest.raises((ConnectionError, ValueError)):
             _read_all(channel)
