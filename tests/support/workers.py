@@ -42,8 +42,10 @@ class Answer:
 class Channel:
     """One connection to a unix socket, which is kept between requests."""
 
-    def __init__(self, path: Path, timeout_s: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout_s: float = 30.0, receive_buffer: int | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if receive_buffer is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._socket.settimeout(timeout_s)
         try:
             self._socket.connect(str(path))
@@ -69,6 +71,27 @@ class Channel:
                 self._file.readline()
             return Answer(status, headers, body, self._lines())
         return Answer(status, headers, self._file.read(int(headers.get("content-length", 0))))
+
+    def head(self) -> Answer:
+        """The status and headers of an answer that comes in chunks."""
+        line = self._file.readline()
+        if not line:
+            raise ConnectionError("closed without an answer")
+        return Answer(int(line.split()[1]), self._lines(), b"")
+
+    def chunk(self) -> bytes:
+        """The next chunk, empty at the end of the body. Raises ConnectionError when the peer breaks off."""
+        line = self._file.readline()
+        if not line:
+            raise ConnectionError("broken off")
+        data = self._file.read(int(line, 16))
+        if data:
+            self._file.readline()
+        return data
+
+    def trailers(self) -> dict[str, str]:
+        """What follows the last chunk."""
+        return self._lines()
 
     def _lines(self) -> dict[str, str]:
         found = {}

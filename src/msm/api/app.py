@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import State
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
-from msm.api import events, models, node, page, repository
+from msm.api import events, models, node, openai, page, repository
 from msm.api.deps import ApiDeps
 from msm.api.guard import Guard
 
@@ -21,10 +21,16 @@ class Application:
     Not Starlette's own class, because that answers errors by itself, in another form.
     """
 
-    def __init__(self, deps: ApiDeps, routes: Sequence[BaseRoute], hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        deps: ApiDeps,
+        routes: Sequence[BaseRoute],
+        hosts: frozenset[str] | None,
+        is_open: Callable[[str, str], bool],
+    ) -> None:
         self.state = State({"deps": deps})
         router = Router(routes, redirect_slashes=False)
-        self._guard = Guard(router, tokens=deps.tokens, hosts=hosts, is_open=_needs_no_token)
+        self._guard = Guard(router, tokens=deps.tokens, hosts=hosts, is_open=is_open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
@@ -45,16 +51,20 @@ def create_app(deps: ApiDeps) -> Application:
         Route("/metrics", node.metrics, methods=["GET"]),
         *page.ROUTES,
     ]
-    return Application(deps, routes, deps.hosts)
+    return Application(deps, routes, deps.hosts, _needs_no_token)
 
 
 def create_gateway_app(deps: ApiDeps) -> Application:
-    """What clients reach through the gateway: the repository extension, and nothing else. Envoy is its only caller,
-    so the Host is the gateway's affair."""
-    return Application(deps, repository.ROUTES, None)
+    """What clients reach through the gateway: the repository extension and the list of models, nothing else. Envoy is
+    its only caller, so the Host is the gateway's affair."""
+    return Application(deps, [*repository.ROUTES, *openai.ROUTES], None, _open_to_clients)
 
 
 def _needs_no_token(method: str, path: str) -> bool:
     if method == "POST":
         return path == repository.INDEX
     return method in ("GET", "HEAD") and path in _OPEN
+
+
+def _open_to_clients(method: str, path: str) -> bool:
+    return _needs_no_token(method, path) or (method == "GET" and path.startswith(openai.PREFIX))

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msm.api.auth import TokenFile
-from msm.api.problems import MethodNotAllowed, Misdirected, problem
+from msm.api.problems import Form, MethodNotAllowed, Misdirected, problem
 from msm.kit.errors import Internal, InvalidInput, MsmError, NotFound, Unauthenticated
 from msm.observe.logs import get_logger
 from msm.resources.text import shown
@@ -61,7 +61,7 @@ class Guard:
             error = _known(failure, scope)
             if begun:
                 return  # the answer is cut off: its length or its last chunk is missing, so the client sees it
-            await problem(error, protocol=scope["path"].startswith("/v2/"))(scope, receive, watched)
+            await problem(error, form=_form_of(scope["path"]))(scope, receive, watched)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -73,6 +73,11 @@ class Guard:
                 raise Misdirected(f"this server does not answer for the host {shown(hosts[0])}")
         if not self._is_open(scope["method"], scope["path"]):
             self._tokens.check(_bearer(headers))
+
+
+def _form_of(path: str) -> Form:
+    """In which form callers of a path read errors."""
+    return "protocol" if path.startswith("/v2/") else "openai" if path.startswith("/v1/") else "problem"
 
 
 def _without_port(host: str) -> str:

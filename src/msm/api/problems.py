@@ -1,13 +1,15 @@
-"""Errors as answers: RFC 9457 problem documents under /api, `{"error": …}` under /v2 as that protocol wants."""
+"""Errors as answers: RFC 9457 problem documents under /api, `{"error": …}` under /v2 and /v1 as those want."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Literal
 
 import msgspec
 from starlette.responses import Response
 
+from msm.http.openai_errors import error_object
 from msm.kit import errors
 from msm.resources.wire import Fault, ProblemDocument
 
@@ -54,11 +56,15 @@ def status_of(error: errors.MsmError) -> int:
             return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
-def problem(error: errors.MsmError, *, protocol: bool = False) -> Response:
-    """The answer to a request that failed with `error`, in the protocol's form when `protocol` is set."""
+Form = Literal["problem", "protocol", "openai"]
+
+
+def problem(error: errors.MsmError, *, form: Form = "problem") -> Response:
+    """The answer to a request that failed with `error`: a problem document, or in the form of a protocol."""
     status = status_of(error)
-    if protocol:
-        body: bytes = msgspec.json.encode({"error": error.message, "code": error.reason})
+    if form != "problem":
+        told = error_object(error) if form == "openai" else {"error": error.message, "code": error.reason}
+        body: bytes = msgspec.json.encode(told)
         return Response(body, status, _headers(error), "application/json")
     document = ProblemDocument(
         type=f"urn:msm:problem:{error.reason}",

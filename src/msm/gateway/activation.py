@@ -20,7 +20,10 @@ from msm.kit.errors import Internal, MsmError
 from msm.observe.logs import get_logger
 from msm.planning.activation import Activated, ActivationRequest
 from msm.xds.names import (
+    DIALECT_HEADER,
     ENDPOINT_HEADER,
+    OPEN_ENDED_HEADER,
+    OPENAI_DIALECT,
     REVISION_HEADER,
     SERVICE_HEADER,
     TARGET_HEADER,
@@ -39,7 +42,9 @@ TO_UPSTREAM = (ENDPOINT_HEADER, TARGET_HEADER, UPSTREAM_TIMEOUT_HEADER, RETRY_ON
 TO_CLIENT = ("content-type", "grpc-status", "retry-after")
 """Headers of a refusal that the caller gets."""
 MOST_BODY: Final = 1024  # the question is asked without the body of the request
-_KNOWN: Final = headers_known(SERVICE_HEADER, UNKNOWN_HEADER, VERSION_HEADER, REMAINING_HEADER)
+_KNOWN: Final = headers_known(
+    SERVICE_HEADER, UNKNOWN_HEADER, VERSION_HEADER, REMAINING_HEADER, DIALECT_HEADER, OPEN_ENDED_HEADER
+)
 log = get_logger("activation")
 
 
@@ -101,14 +106,17 @@ class ActivationServer:
 
     async def _check(self, request: Request) -> None:
         question = self._question(request.headers)
+        openai = request.headers.get(DIALECT_HEADER.encode()) == OPENAI_DIALECT.encode()
+        open_ended = OPEN_ENDED_HEADER.encode() in request.headers
         try:
-            answer = allowed(await self._activator.activate(question), self._rescue_socket)
+            activated = await self._activator.activate(question)
+            answer = allowed(activated, self._rescue_socket, open_ended=open_ended)
         except MsmError as error:
-            answer = denied(error_answer(error), grpc_caller=question.grpc)
+            answer = denied(error_answer(error, openai=openai), grpc_caller=question.grpc)
         except Exception:
             log.exception("an activation failed", service=question.service)
             broken = Internal(f"activating model {question.service} failed; the log of the node says why")
-            answer = denied(error_answer(broken), grpc_caller=question.grpc)
+            answer = denied(error_answer(broken, openai=openai), grpc_caller=question.grpc)
         request.respond(answer)
 
     def _question(self, headers: dict[bytes, bytes]) -> ActivationRequest:
@@ -126,12 +134,12 @@ class ActivationServer:
 
 
 @lru_cache(maxsize=1024)
-def allowed(activated: Activated, rescue_socket: str | None) -> bytes:
+def allowed(activated: Activated, rescue_socket: str | None, *, open_ended: bool = False) -> bytes:
     """The permission to go on, whole: hundreds who waited for one copy get the same."""
     # Envoy tries the endpoints of the list in order, one an attempt: behind the worker stands the rescue proxy.
     sockets = [activated.socket, *([rescue_socket] if rescue_socket else [])]
     headers = {ENDPOINT_HEADER: ",".join(sockets), TARGET_HEADER: activated.target}
-    if activated.timeout_s is not None:
+    if activated.timeout_s is not None and not open_ended:
         headers[UPSTREAM_TIMEOUT_HEADER] = str(round(activated.timeout_s * 1000))
     if activated.replay:
         headers[RETRY_ON_HEADER] = "reset"

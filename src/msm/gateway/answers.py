@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from msm.http.openai_errors import error_object
 from msm.http.status import grpc_status, http_status, retry_after_s
 from msm.kit.errors import MsmError
 
@@ -15,7 +16,7 @@ GRPC_CONTENT = "application/grpc"
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """An error in both protocols: `body` is for REST, `message` for gRPC. `retry_after` is in seconds."""
+    """An error in all protocols: `body` is for REST, `message` for gRPC. `retry_after` is in seconds."""
 
     http_status: int
     grpc_status: int
@@ -24,11 +25,12 @@ class ErrorAnswer:
     retry_after: str | None
 
 
-def error_answer(error: MsmError) -> ErrorAnswer:
-    """How `error` is told to a caller of either protocol."""
+def error_answer(error: MsmError, *, openai: bool = False) -> ErrorAnswer:
+    """How `error` is told to a caller; REST callers of OpenAI-style paths get it in the form they know."""
     wait = retry_after_s(error)
     retry = None if wait is None else str(max(1, math.ceil(wait)))
-    body = orjson.dumps({"error": error.message, "code": error.reason}, option=orjson.OPT_APPEND_NEWLINE)
+    told = error_object(error) if openai else {"error": error.message, "code": error.reason}
+    body = orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
     return ErrorAnswer(http_status(error), grpc_status(error), error.message, body, retry)
 
 

@@ -14,6 +14,10 @@ local NAMED_IN_BODY = {ModelInfer = true, ModelReady = true, ModelMetadata = tru
 local NAMED_IN_HEADER = {ModelStreamInfer = true}
 local OF_SERVER = {ServerLive = true, ServerReady = true, ServerMetadata = true}
 local OPENAI = {["/v1/completions"] = true, ["/v1/chat/completions"] = true, ["/v1/embeddings"] = true}
+-- Calls that last as long as a model generates. The worker bounds each step of them; here only the longest stream ends.
+local GENERATES = {["/v1/completions"] = true, ["/v1/chat/completions"] = true,
+                   ["/inference.GRPCInferenceService/ModelStreamInfer"] = true}
+local LONGEST_MS = "3600000"
 
 local function is_name(text)
   return #text <= 63 and find(text, "^[a-z0-9][a-z0-9._-]*$") ~= nil and not find(text, "..", 1, true)
@@ -29,7 +33,11 @@ local function is_grpc(headers)
 end
 
 local function refuse(handle, grpc, status, grpc_status, code, message)
-  if grpc then
+  if handle:headers():get("x-msm-dialect") == "openai" then
+    handle:respond({[":status"] = status, ["content-type"] = "application/json"},
+                   '{"error":{"message":"' .. gsub(message, '"', '\\"') ..
+                   '","type":"invalid_request_error","param":null,"code":"' .. code .. '"}}\n')
+  elseif grpc then
     handle:respond({[":status"] = "200", ["content-type"] = "application/grpc",
                     ["grpc-status"] = grpc_status, ["grpc-message"] = gsub(message, "%%", "%%25")}, "")
   else
@@ -136,9 +144,10 @@ local function named_in_path(path)
   return match(name, "^(.+):predict$") or match(name, "^(.+):explain$") or name
 end
 
-local function internal_scope(path, grpc_call)
+local function internal_scope(path, grpc_call, method)
   if OF_SERVER[grpc_call] or path == "/v2" or path == "/v2/" or find(path, "^/v2/health/") then return "~server" end
   if find(path, "^/v2/repository/") then return "~api" end
+  if method == "GET" and find(path, "^/v1/models/?[^/]*$") and not find(path, ":predict$") then return "~api" end
 end
 
 local function finish(handle, name, version, namespace)
@@ -191,6 +200,7 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path = match(headers:get(":path") or "/", "^[^?#]*")
+  if OPENAI[path] then headers:replace("x-msm-dialect", "openai") end
   local length = tonumber(headers:get("content-length") or "")
   if length and length > BODY_LIMIT then
     return refuse(handle, is_grpc(headers), "413", "8", "too_large",
@@ -202,12 +212,16 @@ function envoy_on_request(handle)
   if find(headers:get(":authority") or "", ",", 1, true) then -- Envoy joins several with commas
     return bad(handle, is_grpc(headers), "several Host headers were sent; one is needed")
   end
+  if GENERATES[path] or find(path, "^/v2/models/.*/generate$") or find(path, "^/v2/models/.*/generate_stream$") then
+    headers:replace("x-msm-open-ended", "true")
+    headers:replace("x-envoy-upstream-rq-timeout-ms", LONGEST_MS)
+  end
   local namespace = headers:get("msm-namespace")
+  local grpc_call = match(path, GRPC)
+  local scope = internal_scope(path, grpc_call, headers:get(":method"))
+  if scope then return headers:replace("x-msm-scope", "///" .. scope) end
   local name, version = named_in_path(path)
   if name then return finish(handle, name, version, namespace) end
-  local grpc_call = match(path, GRPC)
-  local scope = internal_scope(path, grpc_call)
-  if scope then return headers:replace("x-msm-scope", "///" .. scope) end
   name = headers:get("mm-vmodel-id") or headers:get("mm-model-id")
   if name then return finish(handle, name, nil, namespace) end
   if grpc_call or OPENAI[path] then return from_body(handle, grpc_call, namespace) end

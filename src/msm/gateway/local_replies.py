@@ -1,6 +1,7 @@
 """How answers that Envoy makes itself look (pure): in the caller's protocol, with a reason people can use.
 
-REST callers get `{"error": …, "code": …}`, gRPC callers a right grpc-status and the same sentence as grpc-message.
+REST callers get `{"error": …, "code": …}`, gRPC callers a right grpc-status and the same sentence as grpc-message,
+callers of OpenAI-style paths an object `error` with message, type and code.
 What the activator, the extraction script and direct responses say is already in that form and is left alone.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from msm.xds.names import SERVICE_HEADER
+from msm.xds.names import DIALECT_HEADER, OPENAI_DIALECT, SERVICE_HEADER
 
 Json = dict[str, Any]
 OURS = ("ext_authz_denied", "lua_response", "direct_response")
@@ -23,6 +24,11 @@ class Reply:
     sentence: str
     code: str
     grpc_status: int
+
+    @property
+    def openai_type(self) -> str:
+        """The type of the error in OpenAI's form: whether it is the caller's affair."""
+        return "server_error" if self.grpc_status in (4, 13, 14) else "invalid_request_error"
 
 
 def _details(*names: str) -> str:
@@ -59,7 +65,7 @@ def local_replies() -> Json:
     """The `local_reply_config` of the connection manager. The first mapper that matches decides."""
     mappers = [*(_undisguised(status, seen) for status, seen in DISGUISES.items()), _as_is()]
     for reply in REPLIES:
-        mappers += [_for_grpc(reply), _for_rest(reply)]
+        mappers += [_for_grpc(reply), _for_openai(reply), _for_rest(reply)]
     return {"mappers": mappers}
 
 
@@ -86,6 +92,15 @@ def _for_grpc(reply: Reply) -> Json:
         "filter": {"and_filter": {"filters": [grpc, _condition(reply.when)]}},
         "headers_to_add": [{"header": status, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
         "body_format_override": {"text_format_source": {"inline_string": reply.sentence}},
+    }
+
+
+def _for_openai(reply: Reply) -> Json:
+    dialect = {"header_filter": {"header": {"name": DIALECT_HEADER, "string_match": {"exact": OPENAI_DIALECT}}}}
+    error = {"message": reply.sentence, "type": reply.openai_type, "param": None, "code": reply.code}
+    return {
+        "filter": {"and_filter": {"filters": [dialect, _condition(reply.when)]}},
+        "body_format_override": {"json_format": {"error": error}, "content_type": "application/json"},
     }
 
 

@@ -9,6 +9,7 @@ import httptools
 from msm.gateway.answers import ErrorAnswer, is_grpc
 from msm.http.status import PHRASES, percent_encode
 from msm.kit.errors import InputTooLarge, InvalidInput, Unavailable
+from msm.xds.names import DIALECT_HEADER, OPENAI_DIALECT
 
 
 @dataclass(slots=True)
@@ -22,6 +23,10 @@ class Request:
     @property
     def grpc(self) -> bool:
         return is_grpc(self.headers.get("content-type", ""))
+
+    @property
+    def openai(self) -> bool:
+        return self.headers.get(DIALECT_HEADER) == OPENAI_DIALECT
 
 
 class RequestReader:

@@ -73,7 +73,9 @@ class RescueProxy:
                 await self._while_wanted(reader, writer, parser.request)
             except MsmError as error:
                 self.failed += 1
-                writer.write(raw_answer(error_answer(error), grpc_caller=parser.request.grpc))
+                writer.write(
+                    raw_answer(error_answer(error, openai=parser.request.openai), grpc_caller=parser.request.grpc)
+                )
                 await writer.drain()
         except OSError as error:
             log.debug("the connection of a rescued request broke", error=repr(error))

@@ -24,6 +24,10 @@ class Body(Protocol):
         """The complete body."""
         ...
 
+    def take(self) -> bytes:
+        """What came since the last call, for a body that is read while it comes; it is not kept."""
+        ...
+
 
 class SizedBody:
     """A body of known size, which the caller has checked against the limit."""
@@ -47,6 +51,11 @@ class SizedBody:
     def value(self) -> bytes:
         return b"".join(self._parts)
 
+    def take(self) -> bytes:
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
 
 def single_chunk(data: bytes, start: int, limit: int) -> bytes | None:
     """The body when `data` holds, from `start` to its end, just one chunk and the last one: the usual case.
@@ -68,7 +77,7 @@ class ChunkedBody:
     """A body in chunks (RFC 9112, section 7.1). Extensions and trailers are dropped.
 
     Raises InputTooLarge when more than `limit` bytes came, InvalidInput for broken framing and for a body cut into
-    so many tiny chunks that reading it is an attack rather than a request.
+    so many tiny chunks that reading it is an attack rather than a request. Both bound what was not taken yet.
     """
 
     __slots__ = ("_chunks", "_left", "_limit", "_line", "_parts", "_size", "_state", "_trailers")
@@ -139,3 +148,9 @@ class ChunkedBody:
 
     def value(self) -> bytes:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def take(self) -> bytes:
+        taken = self.value()
+        self._parts.clear()
+        self._size, self._chunks = self._left, 0  # what was taken no longer counts against the limits
+        return taken

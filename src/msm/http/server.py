@@ -2,7 +2,8 @@
 
 The peer is the node's own Envoy or node process, so what matters is to be exact and cheap. Framing is strict (RFC
 9112): what can be read in two ways is refused and the connection closed. One request of a connection is worked on at
-a time; pipelined ones wait. It knows no paths and no protocol above HTTP.
+a time; pipelined ones wait. An answer is whole, or a stream that waits while its reader is slow; a body too can be read
+while it comes. It knows no paths and no protocol above HTTP.
 """
 
 from __future__ import annotations
@@ -28,17 +29,57 @@ LINGER_S: Final = 2.0
 _MAX_BACKLOG: Final = 64 * 1024
 _MAX_SEEN: Final = 4096
 _CHUNKED: Final = -1
+_MAX_UNREAD: Final = 256 * 1024
+
+
+class Incoming:
+    """A body that is read while it comes. Who does not read makes the sender wait."""
+
+    __slots__ = ("_connection", "_ended", "_unread", "_waiter")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._unread = bytearray()
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        """The next bytes; none at all when the body has ended. To be called by one task."""
+        while not self._unread and not self._ended:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        data = bytes(self._unread)
+        self._unread.clear()
+        self._connection.unread_taken()
+        return data
+
+    def put(self, data: bytes) -> bool:
+        """Take bytes in; whether no more should come for now."""
+        self._unread += data
+        self._wake()
+        return len(self._unread) > _MAX_UNREAD
+
+    def end(self) -> None:
+        """The body is complete."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class Request:
-    """One request, answered exactly once by `respond`.
+    """One request, answered exactly once: by `respond`, or by `start`, any number of `write` and `finish`.
 
-    `done` becomes true with the answer or when the client has gone: what still waits for it may then be dropped.
-    `task`, when set, is cancelled if the client goes. `headers` may be those of an earlier request with the same head:
-    they are only read.
+    `done` becomes true with the end of the answer or when the client has gone: what still waits for it may then be
+    dropped. `task`, when set, is cancelled if the client goes. `headers` may be those of an earlier request with the
+    same head: they are only read. `incoming` is there instead of `body` when the listener wants the body of this
+    request while it comes.
     """
 
-    __slots__ = ("_connection", "body", "done", "headers", "method", "path", "task")
+    __slots__ = ("_connection", "body", "done", "headers", "incoming", "method", "path", "started", "task")
 
     def __init__(self, connection: Connection, head: Head) -> None:
         self._connection = connection
@@ -46,7 +87,8 @@ class Request:
         self.path = head.path
         self.headers = head.headers
         self.body = b""
-        self.done = False
+        self.done = self.started = False
+        self.incoming: Incoming | None = None
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -59,6 +101,34 @@ class Request:
         if not self.done:
             self.done = True
             self._connection.answered(answer)
+
+    def start(self, head: bytes) -> None:
+        """Begin an answer in chunks. `head` is the status line and the header lines, without the empty line."""
+        if not self.done:
+            self.started = True
+            self._connection.send(head + b"transfer-encoding: chunked\r\n\r\n")
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the body; then wait for `drained` before the next one."""
+        if data and not self.done:
+            self._connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def drained(self) -> None:
+        """Return when the client has read enough for more to be written, at once when it has gone."""
+        if not self.done:
+            await self._connection.drained()
+
+    def finish(self, trailers: bytes = b"") -> None:
+        """End the answer. `trailers` are whole lines."""
+        if not self.done:
+            self.done = True
+            self._connection.answered(b"0\r\n%b\r\n" % trailers)
+
+    def leave(self) -> None:
+        """Nobody waits for the answer any more."""
+        self.done = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 Handler = Callable[[Request], None]
@@ -82,13 +152,15 @@ def bytes_answer(status: int, content_type: bytes, body: bytes, headers: bytes =
 class Listener:
     """What the connections of one socket share: limits, who answers, and whether they are to end.
 
-    `known` are the headers that requests are to carry (`msm.http.head.headers_known`); all others are dropped.
+    `known` are the headers that requests are to carry (`msm.http.head.headers_known`); all others are dropped. Requests
+    that `streamed` picks by their head are handled before their body has come.
     """
 
     handler: Handler
     refuse: ErrorWriter
     max_body: int
     known: re.Pattern[bytes] = FRAMING
+    streamed: Callable[[Head], bool] | None = None
     connections: set[Connection] = field(default_factory=set)
     stopping: bool = False
 
@@ -114,7 +186,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_backlog", "_body", "_close", "_feeding", "_head", "_lingering", "_listener", "_paused", "_request",
-        "_seen", "_transport",
+        "_room", "_seen", "_transport",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
@@ -122,10 +194,12 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._request: Request | None = None  # being read, or being worked on
         self._body: Body | None = None  # of the request being read
-        self._seen: tuple[bytes, Head, int] | None = None  # the last head, and what was read from it: callers repeat it
+        # The last head, and what was read from it (the framing, whether the body is streamed): callers repeat it.
+        self._seen: tuple[bytes, Head, int, bool] | None = None
         self._head = bytearray()  # an unfinished head
         self._backlog = bytearray()  # what came while a request was being worked on
         self._close = self._lingering = self._paused = self._feeding = False
+        self._room: asyncio.Future[None] | None = None  # somebody waits for `resume_writing`
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -136,16 +210,21 @@ class Connection(asyncio.Protocol):
         self._listener.connections.discard(self)
         request, self._request = self._request, None
         if request is not None:
-            request.done = True
-            if request.task is not None:
-                request.task.cancel()
+            request.leave()
+        self._make_room()
 
     def pause_writing(self) -> None:
         self._paused = True
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._make_room()
         self._next()
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def stop(self) -> None:
         """Close when there is nothing to answer; else after the answer."""
@@ -168,20 +247,43 @@ class Connection(asyncio.Protocol):
             return
         self._feed(data)
 
+    def send(self, data: bytes) -> None:
+        """Called by the request with a part of its answer."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Return when the transport takes more. To be called by one task."""
+        if self._paused and self._transport is not None:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def unread_taken(self) -> None:
+        """Called by the request's body when there is room for more of it."""
+        transport = self._transport
+        if transport is not None and self._body is not None and not self._paused and not transport.is_closing():
+            if not transport.is_reading():
+                transport.resume_reading()
+            if not self._feeding:
+                self._next()
+
     def answered(self, answer: bytes) -> None:
-        """Called by the request with its answer."""
+        """Called by the request with its answer, or the end of it."""
         self._request = None
         transport = self._transport
         if transport is None:
             return
         transport.write(answer)
-        if self._close or self._listener.stopping:
+        if self._body is not None:  # answered before the end of its body: what is left of that can't be told apart
+            self._linger(transport)
+        elif self._close or self._listener.stopping:
             transport.close()
         elif self._backlog and not self._feeding:
             self._next()
 
     def _next(self) -> None:
-        if self._request is None and self._backlog and self._transport is not None:
+        idle = self._request is None or self._body is not None
+        if idle and self._backlog and self._transport is not None:
             data = bytes(self._backlog)
             self._backlog.clear()
             if not self._transport.is_reading() and not self._transport.is_closing():
@@ -226,13 +328,21 @@ class Connection(asyncio.Protocol):
         if seen is None or seen[0] != text:
             head = parse(text, self._listener.known)
             self._request = Request(self, head)  # a mistake in the framing is answered in the request's protocol
-            seen = text, head, self._framing(head.headers)
+            streamed = self._listener.streamed is not None and self._listener.streamed(head)
+            seen = text, head, self._framing(head.headers), streamed
             self._seen = seen if index < _MAX_SEEN else None
-        _, head, size = seen
+        _, head, size, streamed = seen
         if head.last:
             self._close = True
         request = self._request = Request(self, head)
         rest = index + 4
+        if streamed:
+            self._stream_body(request, self._body_of(size))
+            return data[rest:]
+        return self._begin_body(request, size, data, rest)
+
+    def _begin_body(self, request: Request, size: int, data: bytes, rest: int) -> bytes:
+        """Read the body that begins in `data` at `rest`; returns what follows it."""
         if not size:
             self._dispatch(request)
             return data[rest:] if rest < len(data) else b""
@@ -247,17 +357,40 @@ class Connection(asyncio.Protocol):
                 request.body = whole
                 self._dispatch(request)
                 return b""
-        self._body = ChunkedBody(self._listener.max_body) if size == _CHUNKED else SizedBody(size)
+        self._body = self._body_of(size)
         if b"expect" in request.headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return data[rest:]
 
+    def _body_of(self, size: int) -> Body | None:
+        if size == _CHUNKED:
+            return ChunkedBody(self._listener.max_body)
+        return SizedBody(size) if size else None
+
+    def _stream_body(self, request: Request, body: Body | None) -> None:
+        """Have a request handled whose body is still to come."""
+        request.incoming = Incoming(self)
+        self._body = body
+        if body is None:
+            request.incoming.end()
+        elif b"expect" in request.headers:
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._dispatch(request)
+
     def _read_body(self, body: Body, data: bytes) -> bytes:
         """Give `data` to the unfinished body; returns what follows it."""
         used = body.feed(data)
+        request = cast("Request", self._request)
+        if request.incoming is not None:
+            if request.incoming.put(body.take()) and self._transport is not None:
+                self._transport.pause_reading()
+            if used is None:
+                return b""
+            self._body = None
+            request.incoming.end()
+            return data[used:]
         if used is None:
             return b""
-        request = cast("Request", self._request)
         self._body = None
         request.body = body.value()
         self._dispatch(request)
@@ -298,12 +431,23 @@ class Connection(asyncio.Protocol):
         Closing a socket with unread bytes would discard the answer, so the rest is read and dropped for a moment.
         """
         transport, request = self._transport, self._request
-        self._request = self._body = None
-        self._lingering = True
+        self._request = None
         if transport is None:
             return
+        if request is not None and request.incoming is not None:
+            request.leave()
+            if request.started:  # to break off is all that is left to tell it
+                transport.abort()
+                return
         answer = self._listener.refuse(request, error)
         transport.write(answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        self._linger(transport)
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        self._body = None
+        self._lingering = True
+        if not transport.is_reading() and not transport.is_closing():
+            transport.resume_reading()
         asyncio.get_running_loop().call_later(LINGER_S, transport.close)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import orjson
+
+from msm.http.openai_errors import error_object
 from msm.http.server import json_answer
 from msm.http.status import grpc_status, http_status, percent_encode, retry_after_s
 from msm.kit.errors import InvalidInput, MsmError
 from msm.runtime.batching import Outputs
-from msm.runtime.protocols import oip_grpc, oip_json, rest_v1
+from msm.runtime.protocols import oip_grpc, oip_json, rest_v1, sse
 from msm.runtime.protocols.call import InferenceCall
 from msm.runtime.protocols.rest_bodies import RAW, Form
 from msm.runtime.protocols.tensors import Array
@@ -56,7 +59,7 @@ def rest_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> byt
     chosen: Mapping[str, tuple[str, Array]] = outputs
     binary: dict[str, bool] | None = None
     if call.outputs is not None:
-        chosen = _choose(call, outputs)
+        chosen = choose(call, outputs)
         binary = {wanted.name: call.binary if wanted.binary is None else wanted.binary for wanted in call.outputs}
     elif call.binary:
         binary = dict.fromkeys(outputs, True)
@@ -72,7 +75,7 @@ def rest_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> byt
 
 def form_inference(source: Origin, call: InferenceCall, outputs: Outputs, form: Form) -> bytes:
     """The answer to an inference request in one of the other forms. Raises MsmError when it can't hold the outputs."""
-    chosen = outputs if call.outputs is None else _choose(call, outputs)
+    chosen = outputs if call.outputs is None else choose(call, outputs)
     body = form.encode(chosen)
     head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b" % (form.media_type.encode(), source.headers)
     if form is RAW:
@@ -88,14 +91,15 @@ def v1_prediction(source: Origin, outputs: Outputs) -> bytes:
 
 def grpc_inference(source: Origin, call: InferenceCall, outputs: Outputs) -> bytes:
     """The answer to a ModelInfer call."""
-    chosen = outputs if call.outputs is None else _choose(call, outputs)
+    chosen = outputs if call.outputs is None else choose(call, outputs)
     parts = oip_grpc.encode_parts(source.model, source.version, call.id, chosen)
     size = sum(map(len, parts))
     head = b"%b%x\r\n\0%b" % (source.grpc_head, size + 5, size.to_bytes(4, "big"))
     return b"".join((head, *parts, b"\r\n0\r\ngrpc-status: 0\r\n\r\n"))
 
 
-def _choose(call: InferenceCall, outputs: Outputs) -> Mapping[str, tuple[str, Array]]:
+def choose(call: InferenceCall, outputs: Outputs) -> Mapping[str, tuple[str, Array]]:
+    """The outputs that the call asks for. Raises InvalidInput for one that there is not."""
     wanted = call.outputs or ()
     for output in wanted:
         if output.name not in outputs:
@@ -111,6 +115,43 @@ def grpc_message(source: Origin | None, message: bytes) -> bytes:
     head = _GRPC + b"transfer-encoding: chunked\r\n\r\n" if source is None else source.grpc_head
     framed = oip_grpc.frame(message)
     return b"%b%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n" % (head, len(framed), framed)
+
+
+def event_stream_head(source: Origin) -> bytes:
+    """The beginning of an answer of server-sent events, for `Request.start`."""
+    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncache-control: no-store\r\n%b" % (
+        sse.CONTENT_TYPE, source.headers,
+    )  # fmt: skip
+
+
+def grpc_stream_head(source: Origin | None) -> bytes:
+    """The beginning of an answer of several messages, for `Request.start`; `grpc_trailers` end it."""
+    return _GRPC if source is None else _GRPC + source.headers
+
+
+def grpc_trailers(error: MsmError | None) -> bytes:
+    """The status of a call whose answer has begun."""
+    if error is None:
+        return b"grpc-status: 0\r\n"
+    return b"grpc-status: %d\r\ngrpc-message: %b\r\n" % (grpc_status(error), percent_encode(error.message))
+
+
+def json_body(source: Origin, body: bytes) -> bytes:
+    """An answer with a JSON body of a version."""
+    return b"%b%d\r\n\r\n%b" % (source.json_head, len(body), body)
+
+
+def error_body(error: MsmError) -> bytes:
+    """An error as REST tells it, for the data of an event."""
+    return orjson.dumps({"error": error.message, "code": error.reason})
+
+
+def openai_refusal(error: MsmError, headers: bytes, status: int | None = None) -> bytes:
+    """The answer to an error of an OpenAI-style call. `headers` are whole lines."""
+    wait = retry_after_s(error)
+    if wait is not None:
+        headers += b"retry-after: %d\r\n" % math.ceil(wait)
+    return json_answer(status or http_status(error), error_object(error), headers)
 
 
 def refusal(error: MsmError, headers: bytes, *, grpc: bool, status: int | None = None) -> bytes:

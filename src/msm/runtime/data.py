@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -19,26 +20,30 @@ import msm
 from msm.http.head import headers_known
 from msm.http.server import Request, json_answer
 from msm.kit.errors import Internal, InvalidInput, MsmError, NotFound, Unavailable, Unsupported
+from msm.kit.tasks import Tasks
 from msm.runtime import answers
 from msm.runtime.answers import Origin
+from msm.runtime.asking import Version
 from msm.runtime.batching import Outputs
 from msm.runtime.engine import Engine, Job
+from msm.runtime.openai import OPENAI_PATHS, OpenAiCalls
 from msm.runtime.protocols import deadlines, oip_grpc, oip_json, rest_bodies, rest_v1
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.protocols.call import InferenceCall
 from msm.runtime.protocols.rest_bodies import Form
 from msm.runtime.repository import Repository
 from msm.runtime.signature import Signature, Tensor
+from msm.runtime.streams import STREAM_INFER, StreamCalls
 from msm.runtime.validate import check_inputs, check_wanted
 
 log = logging.getLogger(__name__)
 
 KNOWN_HEADERS: Final = headers_known(
-    "x-msm-target", "inference-header-content-length", "grpc-timeout", "x-request-timeout", "accept"
+    "x-msm-target", "x-msm-service", "inference-header-content-length", "grpc-timeout", "x-request-timeout", "accept"
 )
 
 NAMESPACE: Final = "default"
-EXTENSIONS: Final = ("binary_tensor_data",)
+EXTENSIONS: Final = ("binary_tensor_data", "generate")
 
 
 class _InferJob(Job):
@@ -123,6 +128,8 @@ def route(path: bytes) -> Route | None:
         return _model_route(parts[2:])
     if parts[:2] == [b"v1", b"models"] and len(parts) == 3:
         return _v1_route(parts[2])
+    if parts[:1] == [b"v1"] and (openai := OPENAI_PATHS.get(b"/" + b"/".join(parts))) is not None:
+        return Route(openai, b"POST")
     calls = {(b"v2",): "server", (b"v2", b"health", b"live"): "live", (b"v2", b"health", b"ready"): "ready"}
     call = calls.get(tuple(parts))
     return None if call is None else Route(call, b"GET")
@@ -136,7 +143,13 @@ def _model_route(parts: list[bytes]) -> Route | None:
         rest = rest[2:]
         if not version:
             return None
-    calls = {(): ("metadata", b"GET"), (b"ready",): ("model_ready", b"GET"), (b"infer",): ("infer", b"POST")}
+    calls = {
+        (): ("metadata", b"GET"),
+        (b"ready",): ("model_ready", b"GET"),
+        (b"infer",): ("infer", b"POST"),
+        (b"generate",): ("generate", b"POST"),
+        (b"generate_stream",): ("generate_stream", b"POST"),
+    }
     found = calls.get(tuple(rest))
     return None if found is None or not model else Route(*found, model, version)
 
@@ -161,9 +174,13 @@ def error_headers(error: MsmError, source: Origin | None) -> bytes:
 class DataApp:
     """Answers the requests of the data socket. `draining` makes it send new ones to another worker."""
 
-    def __init__(self, worker: str, repository: Repository) -> None:
+    def __init__(self, worker: str, repository: Repository, tasks: Tasks, max_body_bytes: int) -> None:
         self._worker = worker
         self._repository = repository
+        self._streams: dict[str, Callable[[Request, Route], None]] = {
+            **StreamCalls(self._version, self.refuse, tasks, max_body_bytes).handlers,
+            **OpenAiCalls(self._version, self.refuse, tasks).handlers,
+        }
         self.draining = False
 
     def handle(self, request: Request) -> None:
@@ -176,7 +193,11 @@ class DataApp:
             if request.method != found.method:
                 request.respond(self._wrong_method(request, found))
                 return
-            if found.call.startswith("grpc."):
+            if found.call in self._streams and (found.call != STREAM_INFER or request.incoming is not None):
+                if found.call in ("generate", "generate_stream"):
+                    _only_json(request)
+                self._streams[found.call](request, found)
+            elif found.call.startswith("grpc."):
                 self._grpc(request, found.call[5:])
             elif not found.model:
                 self._server(request, found.call)
@@ -196,7 +217,10 @@ class DataApp:
         """The answer to an error, in the protocol of the request."""
         if source is None:
             source = self._source_of(request)
-        return answers.refusal(error, error_headers(error, source), grpc=request is not None and request.is_grpc)
+        headers = error_headers(error, source)
+        if request is not None and request.path.partition(b"?")[0] in OPENAI_PATHS:
+            return answers.openai_refusal(error, headers)
+        return answers.refusal(error, headers, grpc=request is not None and request.is_grpc)
 
     def _source_of(self, request: Request | None) -> Origin | None:
         target = None if request is None else request.headers.get(b"x-msm-target")
@@ -207,6 +231,8 @@ class DataApp:
         error = InvalidInput(f"method {method[:20]} is not offered here, only {found.method.decode()}")
         error.reason = "method_not_allowed"
         allow = b"allow: %b\r\n" % found.method
+        if found.call in OPENAI_PATHS.values():
+            return answers.openai_refusal(error, allow, status=405)
         return answers.refusal(error, allow, grpc=request.is_grpc, status=405)
 
     def _target(self, request: Request, model: str, version: str) -> str:
@@ -218,6 +244,13 @@ class DataApp:
         if not version:
             return self._repository.newest_of(model) or f"{model}/"
         return f"{model}/{version}"
+
+    def _version(self, request: Request, model: str, version: str) -> Version:
+        """The version that a streaming or OpenAI-style call is for. Raises Unavailable when it is not held."""
+        target = self._target(request, model, version)
+        engine = self._engine(target)
+        streams, tasks = self._repository.streams(target), self._repository.tasks(target)
+        return Version(answers.origin(target, self._worker), engine, streams, tasks)
 
     def _engine(self, target: str) -> Engine:
         engine = self._repository.find(target)
@@ -343,6 +376,8 @@ class DataApp:
             self._grpc_infer(request)
         elif call in ("ModelReady", "ModelMetadata"):
             self._grpc_model(request, call)
+        elif call == "ModelStreamInfer":  # it is handled before its body came, unless it is no gRPC
+            raise Unsupported("ModelStreamInfer needs content-type application/grpc", reason="wrong_content_type")
         elif call in ("ServerLive", "ServerReady", "ServerMetadata"):
             oip_grpc.parse(getattr(pb, f"{call}Request"), request.body)
             request.respond(answers.grpc_message(None, self._server_answer(call).SerializeToString()))
@@ -420,6 +455,13 @@ def _forms(headers: dict[bytes, bytes]) -> tuple[Form | None, Form | None]:
     if form is None and answer is rest_bodies.RAW:
         answer = None  # the binary data extension's own form is chosen in the request
     return form, answer
+
+
+def _only_json(request: Request) -> None:
+    """Raises Unsupported for a body of another form."""
+    form, _ = _forms(request.headers)
+    if form is not None:
+        raise Unsupported("generation takes its inputs as JSON only", reason="wrong_content_type")
 
 
 def _header_length(text: bytes) -> int:

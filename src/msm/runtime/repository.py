@@ -21,7 +21,9 @@ from msm.runtime import formats, memory, warmup
 from msm.runtime.acceleration import model as acceleration
 from msm.runtime.batching import Limits
 from msm.runtime.engine import TIMEOUT_S, Engine, Settings, Shell
-from msm.runtime.formats.base import LoadedModel, LoadOptions
+from msm.runtime.formats.base import LoadedModel, LoadOptions, tasks_of
+from msm.runtime.generation import MAX_STREAM_S, MAX_STREAMS, Generation, StreamShell
+from msm.runtime.generation import Limits as StreamLimits
 from msm.runtime.signature import Signature
 from msm.runtime.solo import SoloModel, SoloSpec
 from msm.runtime.threads import Threads
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _WORTH_TRIMMING = 1024 * 1024
 _TRIM_EVERY = 32
+_STREAM_THREADS = 64  # streams of plain generators that may be open at once, over all versions
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +62,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     max_queue: int = 2048
     max_concurrency: int = 1
     own_process: bool | None = None
+    max_streams: int = MAX_STREAMS
+    max_stream_seconds: float = MAX_STREAM_S
 
 
 class LoadResult(msgspec.Struct, frozen=True):
@@ -86,9 +91,11 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Held(msgspec.Struct, frozen=True):
     engine: Engine
+    streams: Generation | None
     result: LoadResult
     digest: str | None
     size: int
+    tasks: frozenset[str]
 
 
 class Repository:
@@ -101,6 +108,7 @@ class Repository:
         self._held: dict[str, _Held] = {}
         self._loading: dict[str, asyncio.Task[LoadResult]] = {}
         self._unloading: dict[str, asyncio.Task[None]] = {}
+        self._streams = StreamShell(shell, Threads(_STREAM_THREADS, "stream"), tasks)
         self._unloaded = 0
         self._stopping = False
 
@@ -108,6 +116,16 @@ class Repository:
         """The engine of a version that is held, in whatever state."""
         held = self._held.get(target)
         return None if held is None else held.engine
+
+    def streams(self, target: str) -> Generation | None:
+        """What runs the generating calls of a version that is held, None for one that does not generate."""
+        held = self._held.get(target)
+        return None if held is None else held.streams
+
+    def tasks(self, target: str) -> frozenset[str]:
+        """What a version that is held offers beyond `predict`."""
+        held = self._held.get(target)
+        return frozenset() if held is None else held.tasks
 
     def result(self, target: str) -> LoadResult | None:
         """What was found out when the version was loaded."""
@@ -135,13 +153,13 @@ class Repository:
             return held.result
         task = self._loading.get(target)
         if task is None:
-            settings = _settings(spec)
-            task = self._tasks.start(f"load {target}", self._load(target, spec, settings))
+            tuning = _tuning(spec)
+            task = self._tasks.start(f"load {target}", self._load(target, spec, tuning))
             self._loading[target] = task
             task.add_done_callback(lambda _: self._loading.pop(target, None))
         return await asyncio.shield(task)
 
-    async def _load(self, target: str, spec: LoadSpec, settings: Settings) -> LoadResult:
+    async def _load(self, target: str, spec: LoadSpec, tuning: Tuning) -> LoadResult:
         path = Path(spec.accelerated or spec.path)
         box, label = self._shell.blackbox, target
         requests = warmup.requests_of(spec.parameters)
@@ -158,14 +176,18 @@ class Repository:
             return loaded, seconds, _size(path)
 
         loaded, seconds, size = await self._loaders.call(work)
+        settings, streams, tasks = _settings(spec, tuning), None, tasks_of(loaded.model)
+        if tasks - {"embed"}:
+            limits = StreamLimits(tuning.max_streams, tuning.max_stream_seconds)
+            streams = Generation(target, loaded.model, settings, limits, self._streams)
         solo = SoloSpec(
             path=spec.path, format=loaded.format, trusted=spec.trusted,
             parameters=spec.parameters, signature=spec.signature,
         )  # fmt: skip
         engine = Engine(target, loaded.model, settings, self._shell, lambda engine: self._move(engine, solo))
         result = LoadResult(loaded.format, engine.signature, seconds)
-        self._held[target] = _Held(engine, result, spec.digest, size)
-        if spec.parameters.get("ownProcess"):
+        self._held[target] = _Held(engine, streams, result, spec.digest, size, tasks)
+        if tuning.own_process:
             await self._moved(engine, SoloModel(solo, loaded.model))
         log.info("loaded", extra={"target": target, "format": loaded.format, "seconds": round(seconds, 4)})
         return result
@@ -209,10 +231,12 @@ class Repository:
         await asyncio.shield(task)
 
     async def _unload(self, target: str, held: _Held, drain_s: float) -> None:
-        await held.engine.drain(drain_s)
+        await _drain(held, drain_s)
         self._unloaded += 1
         trim = held.size >= _WORTH_TRIMMING or self._unloaded % _TRIM_EVERY == 0
         del self._held[target]
+        if held.streams is not None:
+            held.streams.close()
         model = [held.engine.close()]
         del held
         await self._loaders.call(lambda: _free(model, trim=trim))
@@ -228,19 +252,30 @@ class Repository:
     async def stop(self, drain_s: float) -> None:
         """Take no more requests and loads; return when all that was accepted is answered, at most after `drain_s`."""
         self._stopping = True
-        engines = [held.engine for held in self._held.values()]
-        await asyncio.gather(*(engine.drain(drain_s) for engine in engines))
+        await asyncio.gather(*(_drain(held, drain_s) for held in list(self._held.values())))
 
 
-def _settings(spec: LoadSpec) -> Settings:
+async def _drain(held: _Held, drain_s: float) -> None:
+    ends = [held.engine.drain(drain_s)]
+    if held.streams is not None:
+        ends.append(held.streams.drain(drain_s))
+    await asyncio.gather(*ends)
+
+
+def _tuning(spec: LoadSpec) -> Tuning:
     try:
         tuning = msgspec.convert(spec.parameters, Tuning)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"parameters: {str(error).replace('`', chr(39))}", reason="invalid_parameter") from error
-    if min(tuning.max_batch_size, tuning.max_batch_bytes, tuning.max_queue, tuning.max_concurrency) < 1:
+    limits = (tuning.max_batch_size, tuning.max_batch_bytes, tuning.max_queue, tuning.max_concurrency)
+    if min(*limits, tuning.max_streams) < 1 or not tuning.max_stream_seconds > 0:
         raise InvalidInput(
             "parameters: every limit of batches and queues must be at least 1", reason="invalid_parameter"
         )
+    return tuning
+
+
+def _settings(spec: LoadSpec, tuning: Tuning) -> Settings:
     return Settings(
         timeout_s=spec.timeout_s or TIMEOUT_S,
         max_queue=tuning.max_queue,
@@ -259,18 +294,20 @@ def _loaded(spec: LoadSpec) -> formats.Loaded:
 
 
 def _entry(target: str, held: _Held, now: float) -> IndexEntry:
-    engine, counters = held.engine, held.engine.counters
+    parts = [part for part in (held.engine, held.streams) if part is not None]
+    counters = [part.counters for part in parts]
+    in_flight = sum(counter.in_flight for counter in counters)
     return IndexEntry(
         name=target,
-        state=engine.state,
+        state="HUNG" if any(part.state == "HUNG" for part in parts) else held.engine.state,
         digest=held.digest,
-        in_flight=counters.in_flight,
-        queued=engine.queued,
-        requests=counters.requests,
-        failures=counters.failures,
-        idle_s=0.0 if counters.in_flight else now - counters.last_used,
+        in_flight=in_flight,
+        queued=sum(part.queued for part in parts),
+        requests=sum(counter.requests for counter in counters),
+        failures=sum(counter.failures for counter in counters),
+        idle_s=0.0 if in_flight else now - max(counter.last_used for counter in counters),
         load_seconds=held.result.load_seconds,
-        execution=str(engine.execution),
+        execution=str(held.engine.execution),
     )
 
 

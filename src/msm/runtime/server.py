@@ -22,6 +22,7 @@ from msm.runtime.data import KNOWN_HEADERS, DataApp
 from msm.runtime.engine import Shell
 from msm.runtime.lag import LagMeter
 from msm.runtime.repository import Repository
+from msm.runtime.streams import comes_in_pieces
 from msm.runtime.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -70,10 +71,10 @@ async def run(options: WorkerOptions) -> None:
     shell = Shell(loop, Threads(options.threads, "predict"), box, LagMeter(loop))
     async with Tasks(_report) as tasks:
         repository = Repository(shell, Threads(_LOADERS, "load"), tasks)
-        data = DataApp(options.id, repository)
+        data = DataApp(options.id, repository, tasks, options.max_body_bytes)
         control = ControlApp(options.id, repository, tasks)
         listeners = (
-            Listener(data.handle, data.refuse, options.max_body_bytes, KNOWN_HEADERS),
+            Listener(data.handle, data.refuse, options.max_body_bytes, KNOWN_HEADERS, comes_in_pieces),
             Listener(control.handle, plain_refusal, options.max_body_bytes),
         )
         sockets = (open_socket(options.data), open_socket(options.control))

@@ -32,10 +32,12 @@ from msm.xds.names import (
     API_CLUSTER,
     API_SCOPE,
     COLD_SCOPE,
+    DIALECT_HEADER,
     EXT_AUTHZ_FILTER,
     INTERNAL_ANSWER_HEADERS,
     LUA_FILTER,
     NAMESPACE_HEADER,
+    OPENAI_DIALECT,
     RETRIABLE_HEADER,
     REVISION_HEADER,
     SERVER_SCOPE,
@@ -97,7 +99,8 @@ class Tables:
         for name, version in asked_as:
             yield self._one_version(plan, versions[version], name)
         yield self._hot(unknown_version(plan, [header_match("content-type", prefix="application/grpc")], grpc=True))
-        yield self._hot(unknown_version(plan, [], grpc=False))
+        yield self._hot(unknown_version(plan, [header_match(DIALECT_HEADER, exact=OPENAI_DIALECT)], openai=True))
+        yield self._hot(unknown_version(plan, []))
         if not plan.warm:
             yield self._cold(Route(match=anything()), plan.timeout_s)
             return
@@ -225,14 +228,16 @@ def retry_policy(retry_on: str) -> Any:
     )
 
 
-def unknown_version(plan: ServicePlan, conditions: list[Any], *, grpc: bool) -> Any:
+def unknown_version(plan: ServicePlan, conditions: list[Any], *, grpc: bool = False, openai: bool = False) -> Any:
     """The answer to a version that is not declared, in the caller's protocol."""
     text = f'model "{plan.service}" has no version "%REQ({VERSION_HEADER})%"'
     template = substitution_format_string_pb2.SubstitutionFormatString()
     if grpc:
         template.text_format_source.inline_string = text
     else:
-        template.json_format.update({"error": text, "code": "version_not_found"})
+        code = "version_not_found"
+        error = {"message": text, "type": "invalid_request_error", "param": "model", "code": code}
+        template.json_format.update({"error": error} if openai else {"error": text, "code": code})
         template.content_type = "application/json"
     route = Route(
         match=anything([header_match(VERSION_HEADER), *conditions]),

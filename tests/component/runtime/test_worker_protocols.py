@@ -101,7 +101,7 @@ def test_metadata_readiness_and_liveness_over_rest(worker: WorkerProcess) -> Non
         ],
     }  # fmt: skip
     assert call(worker.data, "GET", "/v2/models/iris/versions/v1/ready").json()["ready"] is True
-    assert call(worker.data, "GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert call(worker.data, "GET", "/v2").json()["extensions"] == ["binary_tensor_data", "generate"]
     assert call(worker.data, "GET", "/v2/health/live").status == 200
     assert call(worker.data, "GET", "/v2/health/ready").status == 200
 

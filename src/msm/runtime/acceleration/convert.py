@@ -70,9 +70,7 @@ def original_of(model: LoadedModel) -> Original:
             "sklearn", model.source, model, tuple(model.methods), _tree_model(trees.of_sklearn, model.source)
         )
     elif isinstance(model, BoostedModel) and _library(model) == "lightgbm":
-        found = Original(
-            "lightgbm", model.source, model, ("predict",), _tree_model(boosters.of_lightgbm, model.source)
-        )
+        found = Original("lightgbm", model.source, model, ("predict",), _tree_model(boosters.of_lightgbm, model.source))
     elif isinstance(model, BoostedModel) and _library(model) == "xgboost":
         found = Original("xgboost", model.source, model, ("predict",), _tree_model(boosters.of_xgboost, model.source))
     else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,92 @@ class LoadedModel(Protocol):
     def predict(self, inputs: dict[str, Array]) -> Mapping[str, Any]:
         """The outputs by name. Any exception fails the request (or the batch, whose requests are then run alone)."""
         ...
+
+
+Task = Literal["generate", "completion", "chat", "embed"]
+TASKS: Final[tuple[Task, ...]] = ("generate", "completion", "chat", "embed")
+Cancelled = Callable[[], bool]
+T = TypeVar("T")
+Steps = Iterator[T] | AsyncIterator[T]
+"""What a generating call gives, step by step. An iterator is run in a thread of its own, each stream in one; an
+asynchronous one runs on the event loop and must not block it. Both are closed when nobody waits for more."""
+
+
+class GeneratingModel(LoadedModel, Protocol):
+    """A model whose answer to one request is a sequence: `tasks` has "generate"."""
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """What it offers beyond `predict`: of "generate", "completion", "chat", "embed"."""
+        ...
+
+    def generate(self, inputs: dict[str, Array], cancelled: Cancelled) -> Steps[Mapping[str, Any]]:
+        """The outputs of each step by name, each as the signature says. One request a call, never a batch.
+
+        `cancelled` turns true when the client has gone or the time is over; a long step may look at it and return.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How a text is to be continued. None leaves the choice to the model.
+
+    The worker itself ends a text at a `stop` sequence and after `max_tokens` steps; a model need not, but saves work.
+    `cancelled` is that of `GeneratingModel.generate`.
+    """
+
+    cancelled: Cancelled
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+Message = Mapping[str, str]
+"""One message of a chat: "role" and "content"."""
+
+
+class CompletingModel(LoadedModel, Protocol):
+    """A model that continues a text: `tasks` has "completion".
+
+    It may offer `count_tokens(text) -> int`; otherwise each piece counts as one token, and a prompt as none.
+    """
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """What it offers beyond `predict`."""
+        ...
+
+    def complete(self, prompt: str, options: TextOptions) -> Steps[str]:
+        """The text that follows `prompt`, in pieces of one token each, without the prompt."""
+        ...
+
+
+class ChattingModel(LoadedModel, Protocol):
+    """A model that answers in a conversation: `tasks` has "chat"."""
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """What it offers beyond `predict`."""
+        ...
+
+    def chat(self, messages: Sequence[Message], options: TextOptions) -> Steps[str]:
+        """The next message of the assistant, in pieces of one token each."""
+        ...
+
+
+# A model with "embed" in its `tasks` is run by `predict`, with the input EMBED_INPUT BYTES [-1] and the output
+# EMBED_OUTPUT FP32 [-1, d]: so embeddings are batched like any other request, and offered by every protocol.
+EMBED_INPUT: Final = "text"
+EMBED_OUTPUT: Final = "embedding"
+
+
+def tasks_of(model: LoadedModel) -> frozenset[str]:
+    """What a model offers beyond `predict`; most models nothing."""
+    found: frozenset[str] = getattr(model, "tasks", frozenset())
+    return found
 
 
 class Format(Protocol):

@@ -199,6 +199,11 @@ def encode_parts(
     return parts
 
 
+def field(tag: bytes, value: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return b"".join(_field(tag, value))
+
+
 def _field(tag: bytes, value: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
     """A length-delimited protobuf field: what stands before the value, and the value."""
     left = len(value)
