@@ -11,6 +11,9 @@ from pathlib import Path
 # One thread of computation for each call: a node has a worker for each core. Read by the libraries when they start.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# A worker serves what it was given: no library may ask the network for more, or report to it.
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1" if _name.startswith(("HF", "TRANS")) else "true")
 
 import uvloop  # noqa: E402
 
