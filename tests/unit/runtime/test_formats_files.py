@@ -34,7 +34,8 @@ def _written(value: object) -> bytes:
     if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
         return b"[$d#L" + struct.pack(f">q{len(value)}f", len(value), *value)
     if isinstance(value, list):
-        return b"[" + b"".join(_written(item) for item in value) + b"]"
+        items = b"".join(_written(item) for item in value)
+        return b"[" + items + b"]" if len(value) % 2 else b"[#L" + struct.pack(">q", len(value)) + items
     if isinstance(value, bool):
         return b"T" if value else b"F"
     if isinstance(value, int):
@@ -63,7 +64,9 @@ def test_any_bytes_after_a_brace_are_judged_without_an_error(rest: bytes) -> Non
     assert ubjson.is_whole(b"{" + rest) in (True, False)
 
 
-@pytest.mark.parametrize("document", [b"{" * 300, b"{i\xff", b"{i\x01a[$S#i\x01", b"{i\x01a[#i\x01i\x01", b"[]", b""])
+@pytest.mark.parametrize(
+    "document", [b"{" * 300, b"{i\xff", b"{i\x01a[$S#i\x01", b"{i\x01a[#i\x02i\x01}", b"{i\x01a{#i\x01", b"[]", b""]
+)
 def test_what_xgboost_does_not_write_is_not_whole(document: bytes) -> None:
     assert not ubjson.is_whole(document)
 
