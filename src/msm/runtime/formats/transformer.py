@@ -71,4 +71,8 @@ def pretrained(loader: Any, folder: Path, options: LoadOptions) -> Any:
             f"the weights lack {', '.join(missing[:3])[:200]}: the network was not stored for this task",
             reason="corrupt_artifact",
         )
-    return network.float().eval()
+    network = network.float().eval()
+    for tensor in (*network.parameters(), *network.buffers()):
+        # Out of the mapped file into memory of the process: else the model would seem to cost nothing.
+        tensor.data = tensor.data.clone()
+    return network

@@ -29,29 +29,31 @@ def is_whole(data: bytes) -> bool:
 def _walk(data: bytes) -> int:
     """The position after the value that begins at 0."""
     position = 0
-    open_: list[bytes] = []  # the ends of the containers around the position
+    inside: list[bytes | int] = []  # of each container around the position: the mark that ends it, or values to come
     while True:
-        if open_ and data[position : position + 1] == open_[-1]:
-            open_.pop()
-            position += 1
+        end = inside[-1] if inside else None
+        if end == 0 or (isinstance(end, bytes) and data[position : position + 1] == end):
+            inside.pop()
+            position += isinstance(end, bytes)
         else:
-            if open_ and open_[-1] == b"}":
+            if isinstance(end, int):
+                inside[-1] = end - 1
+            elif end == b"}":
                 position = _skip_text(data, position)
             kind = data[position : position + 1]
-            position += 1
             if kind in (b"{", b"["):
-                position, ends = _enter(data, position, kind)
-                open_ += ends
+                position, found = _enter(data, position + 1, kind)
+                inside += found
             else:
-                position = _skip_plain(data, position, kind)
-        if len(open_) > _MAX_DEPTH:
+                position = _skip_plain(data, position + 1, kind)
+        if len(inside) > _MAX_DEPTH:
             raise _Broken
-        if not open_:
+        if not inside:
             return position
 
 
-def _enter(data: bytes, position: int, kind: bytes) -> tuple[int, list[bytes]]:
-    """After the start of a container: past all of a typed array, else inside, with the mark that ends it."""
+def _enter(data: bytes, position: int, kind: bytes) -> tuple[int, list[bytes | int]]:
+    """After the start of a container: past all of a typed array, else inside, with what ends it."""
     mark = data[position : position + 1]
     if mark == b"$" and kind == b"[":
         item, hashed = data[position + 1 : position + 2], data[position + 2 : position + 3]
@@ -62,6 +64,9 @@ def _enter(data: bytes, position: int, kind: bytes) -> tuple[int, list[bytes]]:
         if position > len(data):
             raise _Broken
         return position, []
+    if mark == b"#" and kind == b"[":
+        count, position = _integer(data, position + 1)
+        return position, [count]
     if mark in (b"$", b"#"):
         raise _Broken  # allowed by UBJSON, not written by XGBoost
     return position, [b"}" if kind == b"{" else b"]"]

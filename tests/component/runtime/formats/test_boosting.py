@@ -133,3 +133,35 @@ def test_xgboost_answers_as_its_scikit_learn_interface_when_asked_to(
     np.testing.assert_allclose(given["predict_proba"], trained.predict_proba(rows), rtol=1e-6)
     with pytest.raises(InvalidInput, match="booster or sklearn"):
         formats.load(tmp_path / "m.ubj", None, LoadOptions(parameters={"interface": "spark"}))
+
+
+@pytest.mark.parametrize("ending", [".ubj", ".json"])
+def test_an_xgboost_file_cut_off_anywhere_is_refused(
+    tmp_path: Path, iris: tuple[np.ndarray, np.ndarray], ending: str
+) -> None:
+    """The library itself would read over the end of some of them."""
+    import xgboost
+
+    trained = xgboost.XGBRegressor(n_estimators=2, max_depth=2).fit(*iris)
+    trained.save_model(tmp_path / f"whole{ending}")
+    whole = (tmp_path / f"whole{ending}").read_bytes()
+    assert formats.load(tmp_path / f"whole{ending}", None, LoadOptions()).format == "xgboost"
+    for size in range(100, len(whole), 97):
+        (tmp_path / "m").write_bytes(whole[:size])
+        with pytest.raises(LoadFailed) as refused:
+            formats.load(tmp_path / "m", "xgboost", LoadOptions())
+        assert refused.value.reason == "corrupt_artifact"
+
+
+def test_a_lightgbm_file_cut_off_in_its_parameters_is_refused(
+    tmp_path: Path, iris: tuple[np.ndarray, np.ndarray]
+) -> None:
+    import lightgbm
+
+    lightgbm.LGBMRegressor(n_estimators=2, verbose=-1).fit(*iris).booster_.save_model(tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    assert formats.load(tmp_path / "whole", None, LoadOptions()).format == "lightgbm"
+    for size in range(whole.index(b"parameters:") + 11, whole.index(b"end of parameters") + 16, 53):
+        (tmp_path / "m").write_bytes(whole[:size])
+        with pytest.raises(LoadFailed, match="end of parameters"):
+            formats.load(tmp_path / "m", "lightgbm", LoadOptions())
