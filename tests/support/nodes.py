@@ -27,6 +27,7 @@ from msm.store import MEMORY, Catalog, SqliteStore
 from tests.support.eventually import eventually
 
 MIB = 1 << 20
+VERSION_FIELDS = ("format", "trusted", "parameters", "digest", "accelerate", "runtime", "memory")
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,7 @@ class Node:
 
     async def declare(self, name: str, uri: str, **spec: Any) -> ObjectKey:
         """Deploy a model with one version v1 and the given fields of spec and version."""
-        version = {
-            field: spec.pop(field)
-            for field in ("format", "trusted", "parameters", "digest", "runtime", "memory")
-            if field in spec
-        }
+        version = {field: spec.pop(field) for field in VERSION_FIELDS if field in spec}
         scaling = Scaling(**spec.pop("scaling", {}))
         versions = (VersionSpec(name="v1", uri=uri, **version),)
         model = Model(metadata=Meta(name=name), spec=ModelSpec(versions=versions, scaling=scaling, **spec))
