@@ -224,10 +224,7 @@ class Connection(asyncio.Protocol):
         text = data[: index + 2]
         seen = self._seen
         if seen is None or seen[0] != text:
-            head = parse(text, self._listener.known)
-            self._request = Request(self, head)  # a mistake in the framing is answered in the request's protocol
-            seen = text, head, self._framing(head.headers)
-            self._seen = seen if index < _MAX_SEEN else None
+            seen = self._parse(text)
         _, head, size = seen
         if head.last:
             self._close = True
@@ -251,6 +248,14 @@ class Connection(asyncio.Protocol):
         if b"expect" in request.headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return data[rest:]
+
+    def _parse(self, text: bytes) -> tuple[bytes, Head, int]:
+        """What a head says that was not the last one's; kept unless it is long."""
+        head = parse(text, self._listener.known)
+        self._request = Request(self, head)  # a mistake in the framing is answered in the request's protocol
+        seen = text, head, self._framing(head.headers)
+        self._seen = seen if len(text) <= _MAX_SEEN else None
+        return seen
 
     def _read_body(self, body: Body, data: bytes) -> bytes:
         """Give `data` to the unfinished body; returns what follows it."""
