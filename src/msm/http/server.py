@@ -232,12 +232,12 @@ class Connection(asyncio.Protocol):
         rest = index + 4
         if not size:
             self._dispatch(request)
-            return data[rest:] if rest < len(data) else b""
+            return data[rest:]
         end = rest + size
         if size > 0 and len(data) >= end:  # the usual case: all of it is here
             request.body = data[rest:end]
             self._dispatch(request)
-            return data[end:] if end < len(data) else b""
+            return data[end:]
         if size == _CHUNKED:
             whole = single_chunk(data, rest, self._listener.max_body)
             if whole is not None:
