@@ -238,13 +238,18 @@ class Connection(asyncio.Protocol):
             request.body = data[rest:end]
             self._dispatch(request)
             return data[end:]
+        return self._begin_body(request, data, rest, size)
+
+    def _begin_body(self, request: Request, data: bytes, rest: int, size: int) -> bytes:
+        """Start on a body of chunks, or one of which not all is here; returns what is left of `data` for it."""
+        limit = self._listener.max_body
         if size == _CHUNKED:
-            whole = single_chunk(data, rest, self._listener.max_body)
+            whole = single_chunk(data, rest, limit)
             if whole is not None:
                 request.body = whole
                 self._dispatch(request)
                 return b""
-        self._body = ChunkedBody(self._listener.max_body) if size == _CHUNKED else SizedBody(size)
+        self._body = ChunkedBody(limit) if size == _CHUNKED else SizedBody(size)
         if b"expect" in request.headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return data[rest:]
