@@ -326,11 +326,7 @@ class Connection(asyncio.Protocol):
         text = data[: index + 2]
         seen = self._seen
         if seen is None or seen[0] != text:
-            head = parse(text, self._listener.known)
-            self._request = Request(self, head)  # a mistake in the framing is answered in the request's protocol
-            streamed = self._listener.streamed is not None and self._listener.streamed(head)
-            seen = text, head, self._framing(head.headers), streamed
-            self._seen = seen if index < _MAX_SEEN else None
+            seen = self._parse(text)
         _, head, size, streamed = seen
         if head.last:
             self._close = True
@@ -345,14 +341,19 @@ class Connection(asyncio.Protocol):
         """Read the body that begins in `data` at `rest`; returns what follows it."""
         if not size:
             self._dispatch(request)
-            return data[rest:] if rest < len(data) else b""
+            return data[rest:]
         end = rest + size
         if size > 0 and len(data) >= end:  # the usual case: all of it is here
             request.body = data[rest:end]
             self._dispatch(request)
-            return data[end:] if end < len(data) else b""
+            return data[end:]
+        return self._begin_body(request, data, rest, size)
+
+    def _begin_body(self, request: Request, data: bytes, rest: int, size: int) -> bytes:
+        """Start on a body of chunks, or one of which not all is here; returns what is left of `data` for it."""
+        limit = self._listener.max_body
         if size == _CHUNKED:
-            whole = single_chunk(data, rest, self._listener.max_body)
+            whole = single_chunk(data, rest, limit)
             if whole is not None:
                 request.body = whole
                 self._dispatch(request)
@@ -376,6 +377,15 @@ class Connection(asyncio.Protocol):
         elif b"expect" in request.headers:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._dispatch(request)
+
+    def _parse(self, text: bytes) -> tuple[bytes, Head, int, bool]:
+        """What a head says that was not the last one's; kept unless it is long."""
+        head = parse(text, self._listener.known)
+        self._request = Request(self, head)  # a mistake in the framing is answered in the request's protocol
+        streamed = self._listener.streamed is not None and self._listener.streamed(head)
+        seen = text, head, self._framing(head.headers), streamed
+        self._seen = seen if len(text) <= _MAX_SEEN else None
+        return seen
 
     def _read_body(self, body: Body, data: bytes) -> bytes:
         """Give `data` to the unfinished body; returns what follows it."""
