@@ -212,7 +212,8 @@ async def test_what_a_runtime_does_not_serve_and_what_is_not_declared(start: Sta
     await node.declare("other", factor, runtime="own", format="onnx")
     assert await node.settled("other") == "Failed"
     model = node.view.by_service("other")
-    assert model is not None and model.status is not None
+    assert model is not None
+    assert model.status is not None
     assert model.status.versions["v1"].message == "runtime own does not serve format onnx, only json"
     with pytest.raises(Conflict, match=r"servingruntime/own runs model/other; delete these first"):
         await node.catalog.delete(runtime().key, who="test")
