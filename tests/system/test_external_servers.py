@@ -20,6 +20,7 @@ import tritonclient.http as http_client
 from bench._mesh import Mesh, mesh
 from bench._models import write_network
 from tests.support import peers
+from tests.system.conftest import msm_command
 
 pytestmark = pytest.mark.timeout(180)
 FIRST_S = 60.0  # the first request starts a server
@@ -263,13 +264,34 @@ def test_servers_outlive_a_killed_node_process(mixed: Mesh) -> None:
     assert ask(mixed, "net", body(IRIS)).status_code == 200
 
 
-def test_room_is_made_in_an_external_server_too(models: Path) -> None:
+def test_what_is_measured_to_be_small_leaves_room_for_more(models: Path) -> None:
     with mesh("--workers", "1", "--capacity", str(900 << 20)) as small:
         small.apply([peers.triton(memoryOverhead="150Mi")])
         for number, file in enumerate(("net.onnx", "net2.onnx")):
             small.apply([peers.model(f"m{number}", models / file, "triton", memory="500Mi")])
         small.wait_valid(within_s=30)
         assert ask(small, "m0", body(IRIS)).status_code == 200
-        assert ask(small, "m1", body(IRIS)).status_code == 200  # estimated at 500 MiB: both fit only once measured
-        events = small.call("GET", "/events", params={"limit": "200"}).json()
-        assert any(event["reason"] == "CopyLoaded" and "m1" in event["message"] for event in events), json.dumps(events)
+        assert ask(small, "m1", body(IRIS)).status_code == 200  # declared at 500 MiB, both would not fit
+        node = small.node()
+        assert sum(copy["state"] == "Ready" for copy in node["copies"]) == 2
+        assert node["usedBytes"] == (150 << 20) + sum(copy["memoryBytes"] for copy in node["copies"])
+
+
+def test_commands_know_runtimes(mixed: Mesh) -> None:
+    msm = msm_command(mixed.data)
+    listed = msm("get", "runtimes")
+    assert listed.code == 0, listed.err
+    assert "mlserver" in listed.out
+    assert "triton" in listed.out
+    written = json.loads(msm("get", "runtime", "triton", "-o", "json").out)
+    assert written["kind"] == "ServingRuntime"
+    assert ask(mixed, "net", body(IRIS)).status_code == 200
+    described = msm("describe", "runtime", "triton")
+    assert described.code == 0, described.err
+    assert worker_of(mixed, "triton")["id"] in described.out
+    refused = msm("delete", "runtime", "triton")
+    assert refused.code == 4
+    assert "runs model/net" in refused.err
+    again = msm("apply", "-f", "-", stdin=json.dumps(written))
+    assert again.code == 0, again.err
+    assert "unchanged" in again.out

@@ -358,7 +358,7 @@ class _Planner:
 
     def _retire_server(self, view: WorkerView, at: float) -> None:
         placed = any(isinstance(move, Load) and move.worker == view.id for move in self._moves)
-        needed = any(self._wants(key, view.runtime) for key in self._picture.attention)
+        needed = any(self._wants(key, view.runtime) for key in (*self._picture.attention, *self._picture.demand))
         if placed or needed:
             return
         if at > self._now:

@@ -212,10 +212,27 @@ async def test_what_a_runtime_does_not_serve_and_what_is_not_declared(start: Sta
     await node.declare("other", factor, runtime="own", format="onnx")
     assert await node.settled("other") == "Failed"
     model = node.view.by_service("other")
-    assert model is not None and model.status is not None
+    assert model is not None
+    assert model.status is not None
     assert model.status.versions["v1"].message == "runtime own does not serve format onnx, only json"
     with pytest.raises(Conflict, match=r"servingruntime/own runs model/other; delete these first"):
         await node.catalog.delete(runtime().key, who="test")
     await node.catalog.delete(model.key, who="test")
     await node.catalog.delete(runtime().key, who="test")
     await eventually(lambda: node.view.runtime("default", "own") is None)
+
+
+async def test_room_is_made_by_ending_the_server_of_a_version_that_is_idle(start: Start, factor: str) -> None:
+    node = await start(**QUICK, capacity_bytes=70 * MIB)
+    await declare(node, runtime())
+    for name in ("first", "second"):
+        await node.declare(name, factor, runtime="own", memory="60Mi", parameters={"of": name})
+        await node.settled(name)
+    await node.activate("first")
+    (before,) = servers(node)
+    (copy,) = node.agent.snapshot().copies
+    assert 10 * MIB < copy.memory_bytes < 60 * MIB  # measured now: less than declared, and with another 60 too much
+    await node.activate("second", deadline_s=60.0)
+    assert (node.copies("first"), node.copies("second")) == ([], [("r0", "Ready")])
+    assert not before.is_running()
+    assert any("it makes room for default/second/v1" in event.message for event in node.told("Unloading", "first"))
