@@ -43,10 +43,15 @@ def _echoes(text: str, sent: str) -> bool:
 
 
 def rest_error(answer: Answer) -> dict[str, Any]:
-    """The error of a REST answer, in the protocol's form: {"error": sentence, "code": reason}."""
+    """The error of a REST answer, in the protocol's form: {"error": sentence, "code": reason}, or OpenAI's."""
     assert (answer.header("content-type") or "").startswith("application/json"), answer.text[:500]
     error = json.loads(answer.body)
     assert isinstance(error, dict), error
+    if isinstance(error.get("error"), dict):
+        inner = error["error"]
+        assert set(error) == {"error"}, error
+        assert set(inner) == {"message", "type", "param", "code"}, error
+        error = {"error": inner["message"], "code": inner["code"]}
     assert set(error) <= {"error", "code", "request_id"}, error
     sentence, code = error.get("error"), error.get("code")
     assert isinstance(sentence, str), error

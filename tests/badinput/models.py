@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._models import write_network
+from tests.support.generating import SOURCE
 
 DATATYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64",
@@ -72,7 +73,7 @@ class Model:
         return {"y": right()}
 """
 
-CLASSES = {"every-type": EVERY_TYPE, "echo": ECHO, "naughty": NAUGHTY}
+CLASSES = {"every-type": EVERY_TYPE, "echo": ECHO, "naughty": NAUGHTY, "story": SOURCE}
 
 
 def write_models(folder: Path) -> dict[str, Path]:

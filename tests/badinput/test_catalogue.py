@@ -22,7 +22,7 @@ from tests.badinput.cases import (
 from tests.badinput.test_artifacts import MAKERS
 
 ROWS = {"T": 22, "R": 33, "B": 7, "G": 10, "O": 13, "M": 22, "Z": 10, "D": 19}
-HTTP = tuple(chain.from_iterable(read(name, HttpCase) for name in ("http", "rest", "binary")))
+HTTP = tuple(chain.from_iterable(read(name, HttpCase) for name in ("http", "rest", "binary", "openai")))
 EVERYTHING = (
     *HTTP,
     *read("grpc", GrpcCase),

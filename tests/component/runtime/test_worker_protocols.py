@@ -122,7 +122,7 @@ def test_metadata_readiness_and_liveness_over_grpc(worker: WorkerProcess) -> Non
 
 
 def test_grpc_mistakes_get_their_status_in_trailers_only(worker: WorkerProcess) -> None:
-    unknown = _grpc(worker, "ModelStreamInfer", b"")
+    unknown = _grpc(worker, "NoSuchCall", b"")
     assert (unknown.status, unknown.grpc[0], unknown.body) == (200, 12, b"")
     assert _grpc(worker, "ModelInfer", b"\xff\xff\xff").grpc[0] == 13
     compressed = call(

@@ -69,10 +69,11 @@ def test_the_access_log_is_off_unless_named():
     assert log["typed_config"]["path"] == "/run/msm/access.log"
 
 
-def test_every_reply_that_envoy_makes_itself_has_a_form_for_both_protocols():
+def test_every_reply_that_envoy_makes_itself_has_a_form_for_each_protocol():
     mappers = local_replies()["mappers"]
-    assert len(mappers) == len(DISGUISES) + 1 + 2 * len(REPLIES)
-    for grpc, rest in zip(mappers[4::2], mappers[5::2], strict=True):
+    assert len(mappers) == len(DISGUISES) + 1 + 3 * len(REPLIES)
+    for grpc, openai, rest in zip(mappers[4::3], mappers[5::3], mappers[6::3], strict=True):
+        assert set(openai["body_format_override"]["json_format"]["error"]) == {"message", "type", "param", "code"}
         assert grpc["headers_to_add"][0]["header"]["key"] == "grpc-status"
         assert set(rest["body_format_override"]["json_format"]) == {"error", "code"}
     assert REPLIES[-1].when == "true"

@@ -55,7 +55,11 @@ def told(route) -> str:
 
 
 PLAIN = "/v2/models/iris/infer without msm-namespace without upgrade"
-VERSIONS_404 = ["x-msm-version=*,content-type=application/grpc → 404", "x-msm-version=* → 404"]
+VERSIONS_404 = [
+    "x-msm-version=*,content-type=application/grpc → 404",
+    "x-msm-version=*,x-msm-dialect=openai → 404",
+    "x-msm-version=* → 404",
+]
 
 
 @pytest.mark.parametrize(
