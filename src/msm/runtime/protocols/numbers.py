@@ -158,5 +158,5 @@ def _is_of(marks: bytes, shape: Sequence[int]) -> bool:
         return False
     block = b""
     for dimension in reversed(shape):
-        block = b"[%b]" % b",".join([block] * dimension)
+        block = b"[%b%b]" % ((block + b",") * (dimension - 1), block)
     return block == marks
