@@ -59,8 +59,8 @@ def test_a_large_tensor_is_read_as_a_small_one(datatype, nested):
         (lambda b: b.replace(b"[0.5,", b"[0.5,0.5,", 1), "shape_mismatch"),
         (lambda b: b.replace(b"0.5]", b"0.5,]", 1), "invalid_json"),
         (lambda b: b.replace(b'"shape"', b'"data":[1],"shape"', 1), "duplicate_key"),
-        (lambda b: b.replace(b'"inputs"', b'"parameters":{"data":[%b]},"inputs"' % (b"1," * 2000 + b"1")), "invalid_parameter"),
-        (lambda b: b.replace(b"0.5,", b"[0.5],", 1), "invalid_request"),
+        (lambda b: b.replace(b"{", b'{"parameters":{"data":[%b1]},' % (b"1," * 2000), 1), "invalid_parameter"),
+        (lambda b: b.replace(b",0.5,", b",[0.5],", 1), "invalid_request"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_large_tensor_is_told_as_in_a_small_one(change, reason):

@@ -78,8 +78,8 @@ def _layout(tensor: Tensor, kind: str) -> tuple[int, bool]:
         if shape[1] in _MODES:
             return shape[1], True
     raise Unsupported(
-        f"image/{kind}: input {tensor.name!r} of {tensor.datatype} has shape {list(shape)}, which is no picture (UINT8 or FP32, "
-        "[1, height, width, channels] or [1, channels, height, width]): send application/json",
+        f"image/{kind}: input {tensor.name!r} of {tensor.datatype} has shape {list(shape)}, which is no picture "
+        "(UINT8 or FP32, [1, height, width, channels] or [1, channels, height, width]): send application/json",
         reason="form_not_offered",
     )
 
