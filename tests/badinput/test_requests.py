@@ -14,7 +14,7 @@ from tests.badinput.checks import as_expected, harmless, rest_error
 from tests.badinput.mesh import Doorway, Subject, Worker
 from tests.badinput.wire import Answer
 
-FILES = ("http", "rest", "binary", "openai")
+FILES = ("http", "rest", "binary", "openai", "forms")
 ALL = [case for name in FILES for case in read(name, HttpCase)]
 
 

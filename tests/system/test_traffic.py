@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -163,3 +164,30 @@ def test_a_version_that_does_not_load_never_takes_traffic(
     direct = httpx.post(running.gateway + "/v2/models/steady/versions/v2/infer", content=BODY)
     assert direct.status_code == 503
     assert "error" in direct.json()
+
+
+def test_kserve_v1_and_the_other_bodies_reach_the_version_through_the_gateway(running: Mesh, network: Path):
+    running.apply([declared("bodies", {"v1": network}, aliases={"old": "v1"})])
+    running.wait_valid(within_s=30, of="bodies")
+    row = [5.1, 3.5, 1.4, 0.2]
+    url = running.gateway + "/v2/models/bodies/infer"
+    wanted = httpx.post(url, content=BODY).json()["outputs"][0]["data"]
+    for path in ("/v1/models/bodies:predict", "/v1/models/bodies:old:predict"):
+        for body in ({"instances": [row]}, {"inputs": [row]}):
+            answer = httpx.post(running.gateway + path, json=body)
+            assert (answer.status_code, answer.headers.get("x-msm-version")) == (200, "v1"), answer.text
+            assert list(answer.json()) == ["predictions"]
+            assert len(answer.json()["predictions"]) == 1
+    assert httpx.get(running.gateway + "/v1/models/bodies").json() == {"name": "bodies", "ready": True}
+    wrong = httpx.post(running.gateway + "/v1/models/bodies:predict", json={"instances": [[1]]})
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "shape_mismatch")
+    count = len(json.loads(BODY)["inputs"][0]["data"])
+    values = json.loads(BODY)["inputs"][0]["data"]
+    table = ",".join(f"c{i}" for i in range(count)) + "\n" + ",".join(map(str, values)) + "\n"
+    as_csv = httpx.post(url, content=table, headers={"content-type": "text/csv"})
+    assert as_csv.json()["outputs"][0]["data"] == wanted
+    packed = struct.pack(f"<{count}f", *values)
+    raw = httpx.post(url, content=packed, headers={"inference-header-content-length": "0"})
+    assert raw.json()["outputs"][0]["data"] == wanted
+    late = httpx.post(url, content=BODY, headers={"x-request-timeout": "0ms"})
+    assert late.status_code == 504

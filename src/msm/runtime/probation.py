@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 LIBRARIES: Final = (
     "numpy", "pandas", "scipy.sparse", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model",
-    "sklearn.neural_network", "sklearn.pipeline", "sklearn.svm", "sklearn.tree", "skops.io", "joblib",
+    "sklearn.neural_network", "sklearn.pipeline", "sklearn.svm", "sklearn.tree", "msm.runtime.formats.skops_io",
+    "joblib",
     "xgboost", "lightgbm", "google.protobuf",
 )  # fmt: skip
 PREPARED: Final = ("onnx",)  # formats of which the process may run something without keeping a thread

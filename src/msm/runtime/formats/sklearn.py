@@ -100,7 +100,7 @@ class SklearnFormat:
     """Estimators of scikit-learn, stored by skops, joblib or pickle."""
 
     name = "sklearn"
-    libraries: tuple[str, ...] = ("sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble", "skops.io", "joblib")
+    libraries: tuple[str, ...] = ("sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble", "msm.runtime.formats.skops_io", "joblib")
 
     def sniff(self, path: Path) -> bool:
         return any(_is_skops(file) or _is_pickle(file) for file in loose_files(path))
@@ -165,9 +165,9 @@ def _read_pickle(file: Path) -> Any:
 
 
 def _read_skops(file: Path) -> Any:
-    import skops.io
+    from msm.runtime.formats.skops_io import skops_io
 
-    unknown = skops.io.get_untrusted_types(file=file)
+    unknown = skops_io.get_untrusted_types(file=file)
     refused = [name for name in unknown if not _is_allowed(name)]
     if refused:
         raise Forbidden(
@@ -175,7 +175,7 @@ def _read_skops(file: Path) -> Any:
             "store the model by joblib and declare the version with trusted: true to allow that",
             reason="unsafe_format",
         )
-    return skops.io.load(file, trusted=unknown)
+    return skops_io.load(file, trusted=unknown)
 
 
 def _is_allowed(name: str) -> bool:

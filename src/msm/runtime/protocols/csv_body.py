@@ -128,7 +128,7 @@ def _numbers(rest: bytes, datatype: str, width: int) -> Array | None:
     rest = rest.removesuffix(b"\n")
     marks = rest.translate(None, _NUMBER)
     rows, odd = divmod(len(marks) + 1, width)
-    if not rest or odd or marks != b"\n".join([b"," * (width - 1)] * rows):
+    if not rest or odd or marks != (b"," * (width - 1) + b"\n") * (rows - 1) + b"," * (width - 1):
         return None
     text = rest.replace(b"\n", b",")
     array = numbers.flat(text, 0, len(text), datatype, rows * width)

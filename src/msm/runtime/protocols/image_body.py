@@ -51,7 +51,7 @@ def decode(body: bytes, signature: Signature, kind: str = "*") -> dict[str, Sent
             f"image/{call.told(kind[:50])} is not offered, only {', '.join(FORMATS)}", reason="wrong_content_type"
         )
     tensor = single_input(signature, "an image")
-    layout = _layout(tensor)
+    layout = _layout(tensor, kind)
     image = library()
     formats = tuple(set(FORMATS.values())) if kind == "*" else (FORMATS[kind],)
     try:
@@ -69,7 +69,7 @@ def decode(body: bytes, signature: Signature, kind: str = "*") -> dict[str, Sent
     return {tensor.name: Sent(tensor.datatype, array)}
 
 
-def _layout(tensor: Tensor) -> tuple[int, bool]:
+def _layout(tensor: Tensor, kind: str) -> tuple[int, bool]:
     """Channels, and whether they stand before height and width. Raises Unsupported for what is no picture."""
     shape = tensor.shape
     if tensor.datatype in ("UINT8", "FP32") and len(shape) == 4 and shape[0] in (-1, 1):
@@ -78,8 +78,8 @@ def _layout(tensor: Tensor) -> tuple[int, bool]:
         if shape[1] in _MODES:
             return shape[1], True
     raise Unsupported(
-        f"input {tensor.name!r} of {tensor.datatype} has shape {list(shape)}, which is no picture (UINT8 or FP32, "
-        "[1, height, width, channels] or [1, channels, height, width]): send application/json",
+        f"image/{kind}: input {tensor.name!r} of {tensor.datatype} has shape {list(shape)}, which is no picture "
+        "(UINT8 or FP32, [1, height, width, channels] or [1, channels, height, width]): send application/json",
         reason="form_not_offered",
     )
 

@@ -126,9 +126,19 @@ def _rows(signature: Signature, raw: msgspec.Raw, body: bytes) -> _Texts:
                 reason="missing_input",
             )
         if values:
-            texts[tensor.name] = memoryview(b"[%b]" % b",".join(values))
+            texts[tensor.name] = memoryview(_list_of(values))
             keys += len(values)
     return _Texts(texts, keys)
+
+
+def _list_of(values: list[msgspec.Raw]) -> bytearray:
+    """The JSON list of these values. (A join would keep a record of 80 bytes for each of them.)"""
+    text = bytearray(b"[")
+    for value in values:
+        text += value
+        text += b","
+    text[-1:] = b"]"
+    return text
 
 
 def _only(signature: Signature) -> Tensor:
