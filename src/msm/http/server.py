@@ -335,10 +335,6 @@ class Connection(asyncio.Protocol):
         if streamed:
             self._stream_body(request, self._body_of(size))
             return data[rest:]
-        return self._begin_body(request, size, data, rest)
-
-    def _begin_body(self, request: Request, size: int, data: bytes, rest: int) -> bytes:
-        """Read the body that begins in `data` at `rest`; returns what follows it."""
         if not size:
             self._dispatch(request)
             return data[rest:]
@@ -351,9 +347,8 @@ class Connection(asyncio.Protocol):
 
     def _begin_body(self, request: Request, data: bytes, rest: int, size: int) -> bytes:
         """Start on a body of chunks, or one of which not all is here; returns what is left of `data` for it."""
-        limit = self._listener.max_body
         if size == _CHUNKED:
-            whole = single_chunk(data, rest, limit)
+            whole = single_chunk(data, rest, self._listener.max_body)
             if whole is not None:
                 request.body = whole
                 self._dispatch(request)

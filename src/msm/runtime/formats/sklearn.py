@@ -100,7 +100,13 @@ class SklearnFormat:
     """Estimators of scikit-learn, stored by skops, joblib or pickle."""
 
     name = "sklearn"
-    libraries: tuple[str, ...] = ("sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble", "msm.runtime.formats.skops_io", "joblib")
+    libraries: tuple[str, ...] = (
+        "sklearn.pipeline",
+        "sklearn.linear_model",
+        "sklearn.ensemble",
+        "msm.runtime.formats.skops_io",
+        "joblib",
+    )
 
     def sniff(self, path: Path) -> bool:
         return any(_is_skops(file) or _is_pickle(file) for file in loose_files(path))

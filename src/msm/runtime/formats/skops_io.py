@@ -1,4 +1,4 @@
-"""skops.io, imported without torch, which scikit-learn's walk through its own modules would bring in where it is installed.
+"""skops.io, imported without torch, which its walk through the modules of scikit-learn brings in where it is there.
 
 torch takes seconds and hundreds of MiB and starts threads; no estimator stored by skops needs it.
 """
