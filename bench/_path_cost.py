@@ -21,8 +21,10 @@ from msm.http.server import Listener
 from msm.kit.tasks import Tasks
 from msm.runtime import answers, batching
 from msm.runtime.blackbox import BlackBox
-from msm.runtime.data import KNOWN_HEADERS, DataApp, RestJob, route
+from msm.runtime.data import KNOWN_HEADERS, DataApp
 from msm.runtime.engine import Shell
+from msm.runtime.jobs import RestJob
+from msm.runtime.paths import route
 from msm.runtime.protocols import oip_grpc, oip_json
 from msm.runtime.protocols import oip_pb2 as pb
 from msm.runtime.repository import LoadSpec, Repository

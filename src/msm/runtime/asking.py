@@ -13,10 +13,11 @@ from msm.http.server import Request
 from msm.kit.errors import Internal, MsmError, Unavailable
 from msm.runtime.answers import Origin
 from msm.runtime.batching import Outputs
-from msm.runtime.engine import Engine, Job
+from msm.runtime.engine import Engine
 from msm.runtime.generation import Generation
 from msm.runtime.protocols.tensors import Array
 from msm.runtime.validate import check_outputs
+from msm.runtime.waiting import Job
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, thread_time
@@ -18,55 +16,24 @@ from typing import Literal
 
 from msm.kit.errors import DeadlineExceeded, Internal, MsmError, Overloaded, Unavailable
 from msm.runtime import batching
-from msm.runtime.batching import Limits, Outputs
+from msm.runtime.batching import Limits
 from msm.runtime.blackbox import BlackBox, label_of
+from msm.runtime.compute import Compute
 from msm.runtime.execution import FAST_S, Bounds, Execution, Profile, choose
-from msm.runtime.formats.base import LoadedModel, first_line
+from msm.runtime.formats.base import LoadedModel
 from msm.runtime.lag import LagMeter, Span
-from msm.runtime.protocols.tensors import Array
 from msm.runtime.solo import SoloModel
 from msm.runtime.threads import Threads
-from msm.runtime.validate import check_outputs
+from msm.runtime.waiting import Job, Outcome, Waiting
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
 _SPLITS_UNTIL_ALONE = 3
 _LIMITS = Limits()
-DEFAULT_PRIORITY = 5
 _LOOK_EVERY = 8  # runs after which the way to run the version is chosen anew
 
 State = Literal["READY", "UNLOADING", "HUNG"]
-Outcome = Outputs | MsmError
-
-
-class Job(ABC):
-    """One request that waits for a version. The protocol's subclass turns the outcome into an answer.
-
-    The one with the smallest `priority` is run first, among equals the one that came first.
-    """
-
-    __slots__ = ("deadline", "inputs", "priority", "settled", "shape")
-
-    def __init__(self, inputs: dict[str, Array], priority: int = DEFAULT_PRIORITY) -> None:
-        self.inputs = inputs
-        self.priority = priority
-        self.shape = batching.ALONE
-        self.deadline = 0.0
-        self.settled = False
-
-    @property
-    @abstractmethod
-    def abandoned(self) -> bool:
-        """Whether nobody waits for the outcome any more."""
-
-    @abstractmethod
-    def succeed(self, outputs: Outputs) -> None:
-        """Answer with `outputs`. May raise MsmError when they can't be told in the form that was asked for."""
-
-    @abstractmethod
-    def fail(self, error: MsmError) -> None:
-        """Answer with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +103,12 @@ class Engine:
         self.settings = settings
         self.counters = Counters(last_used=shell.loop.time())
         self.state: State = "READY"
-        self._model: LoadedModel | None = model
+        self._compute = Compute(target, model, joinable=settings.batching and model.signature.row_wise)
         self._shell = shell
         self._on_move = on_move
         self._label = label_of(target)
-        self._queue: deque[Job] = deque()
+        self._queue = Waiting()
         self._runs: list[_Run] = []
-        self._joinable = settings.batching and model.signature.row_wise
         self._uniform = model.signature.fixed_rows
         self._splits = 0
         self._scheduled = False
@@ -160,7 +126,7 @@ class Engine:
     @property
     def model(self) -> LoadedModel | None:
         """The model, None after `close`."""
-        return self._model
+        return self._compute.model
 
     @property
     def queued(self) -> int:
@@ -175,16 +141,22 @@ class Engine:
         if self.state != "READY":
             raise Unavailable(f"version {self.target} is {self.state.lower()} on this worker", reason="not_loaded")
         if len(self._queue) >= self.settings.max_queue:
-            self._make_room(job)
+            full = Overloaded(
+                f"{len(self._queue)} requests wait for version {self.target}, which is its limit", reason="queue_full"
+            )
+            given_up = self._queue.give_up_for(job)
+            if given_up is None:
+                raise full
+            self._fail(given_up, full)
         now = self._shell.loop.time()
         own = self.settings.timeout_s
         job.deadline = now + (own if timeout_s is None or timeout_s > own else timeout_s)
-        if self._joinable:
+        if self._compute.joinable:
             job.shape = batching.shape_of(job.inputs, uniform=self._uniform)
         self.counters.requests += 1
         self.counters.in_flight += 1
         self.counters.last_used = now
-        self._enqueue(job)
+        self._queue.put(job)
         if self._runs:
             self._watch(job.deadline)
         if not self._scheduled and len(self._runs) < self._execution.concurrency:
@@ -193,30 +165,13 @@ class Engine:
 
     def move(self, model: LoadedModel) -> LoadedModel | None:
         """Go on with `model`, which calls a process of its own; returns the one used so far. None: it was unloaded."""
-        before = self._model
+        before = self._compute.model
         if before is None:
             return None
-        self._model = model
+        self._compute.model = model
         self._bounds = replace(self._bounds, moved=True)
         self._execution = choose(self._profile, self._bounds)
         return before
-
-    def _make_room(self, job: Job) -> None:
-        """Give up the youngest of the least urgent waiting jobs for `job`. Raises Overloaded when none is less so."""
-        full = Overloaded(
-            f"{len(self._queue)} requests wait for version {self.target}, which is its limit", reason="queue_full"
-        )
-        if not self._queue or self._queue[-1].priority <= job.priority:
-            raise full
-        self._fail(self._queue.pop(), full)
-
-    def _enqueue(self, job: Job) -> None:
-        queue = self._queue
-        if not queue or queue[-1].priority <= job.priority:
-            queue.append(job)
-            return
-        place = next(at for at, waiting in enumerate(queue) if waiting.priority > job.priority)
-        queue.insert(place, job)
 
     def _flush(self) -> None:
         """Run what is waiting: one batch on the loop, or as many as may run at once in threads."""
@@ -240,7 +195,7 @@ class Engine:
         jobs: list[Job] = []
         now = self._shell.loop.time()
         for _ in range(count):
-            job = queue.popleft()
+            job = queue.take()
             if job.abandoned:
                 self._settle(job)
             elif job.deadline <= now:
@@ -253,7 +208,7 @@ class Engine:
         box = self._shell.blackbox
         slot = box.enter(self._label)
         started = thread_time()
-        outcomes, split = self._compute(jobs)
+        outcomes, split = self._compute.outcomes(jobs)
         took = thread_time() - started
         box.leave(slot)
         self._learn(jobs, split, took)
@@ -270,7 +225,7 @@ class Engine:
             run.started = monotonic()  # the clock of the loop, which itself may be read by its own thread only
             slot = box.enter(self._label)
             started = thread_time()
-            outcomes, split = self._compute(jobs)
+            outcomes, split = self._compute.outcomes(jobs)
             run.computed_s = thread_time() - started
             run.elapsed_s = monotonic() - run.started
             box.leave(slot)
@@ -278,37 +233,6 @@ class Engine:
                 loop.call_soon_threadsafe(self._ended, run, outcomes, split)
 
         self._shell.threads.submit(work)
-
-    def _compute(self, jobs: Sequence[Job]) -> tuple[list[Outcome], bool]:
-        """The outcome of each job, and whether the batch failed as a whole and was run one by one."""
-        if len(jobs) == 1:
-            return [self._predict_one(jobs[0])], False
-        try:
-            outputs = self._predict(batching.join([job.inputs for job in jobs]))
-            return list(batching.scatter(outputs, [job.shape.rows for job in jobs])), False
-        except MsmError:
-            return [self._predict_one(job) for job in jobs], True
-
-    def _predict_one(self, job: Job) -> Outcome:
-        if self._joinable and job.shape.kind is None and _no_rows(job.inputs):
-            outputs = batching.empty_outputs(self.signature)
-            if outputs is not None:
-                return outputs
-        try:
-            return self._predict(job.inputs)
-        except MsmError as error:
-            return error
-
-    def _predict(self, inputs: dict[str, Array]) -> Outputs:
-        model = self._model
-        if model is None:
-            raise Unavailable(f"version {self.target} was unloaded", reason="not_loaded")
-        try:
-            return check_outputs(self.signature, model.predict(inputs), exact=model.exact_outputs)
-        except MsmError:
-            raise
-        except BaseException as error:  # also SystemExit: a model must not end the worker
-            raise Internal(f"the model raised {first_line(error)}", reason="model_error") from error
 
     def _ended(self, run: _Run, outcomes: list[Outcome], split: bool) -> None:
         self._runs.remove(run)
@@ -334,9 +258,9 @@ class Engine:
                 self._on_move(self)
         if split:
             self._splits += 1
-            if self._splits >= _SPLITS_UNTIL_ALONE and self._joinable:
+            if self._splits >= _SPLITS_UNTIL_ALONE and self._compute.joinable:
                 log.warning("batches fail where single requests do not: batching is off", extra={"target": self.target})
-                self._joinable = False
+                self._compute.joinable = False
 
     def _deliver(self, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -404,8 +328,8 @@ class Engine:
 
     def _mark_stuck(self, run: _Run) -> None:
         run.stuck = True
-        if isinstance(self._model, SoloModel):  # its process can be ended, and with that the run
-            self._model.abort()
+        if isinstance(self._compute.model, SoloModel):  # its process can be ended, and with that the run
+            self._compute.model.abort()
             return
         self._shell.threads.write_off()
         if self.state == "READY":
@@ -416,7 +340,7 @@ class Engine:
     def _drop_queue(self, why: str) -> None:
         while self._queue:
             error = Unavailable(f"version {self.target} is {why} on this worker", reason="not_loaded")
-            self._fail(self._queue.popleft(), error)
+            self._fail(self._queue.take(), error)
 
     async def drain(self, drain_s: float) -> None:
         """Take no new jobs; return when all are answered, after `drain_s` with the rest of them failed."""
@@ -437,9 +361,5 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        model, self._model = self._model, None
+        model, self._compute.model = self._compute.model, None
         return model
-
-
-def _no_rows(inputs: dict[str, Array]) -> bool:
-    return all(array.shape[:1] == (0,) for array in inputs.values())

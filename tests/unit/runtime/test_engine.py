@@ -15,11 +15,13 @@ from msm.kit.errors import DeadlineExceeded, Internal, MsmError, Overloaded, Una
 from msm.runtime import blackbox
 from msm.runtime.batching import Limits, Outputs
 from msm.runtime.blackbox import BlackBox
-from msm.runtime.engine import DEFAULT_PRIORITY, Engine, Job, Settings, Shell
+from msm.runtime.engine import Engine, Settings, Shell
 from msm.runtime.lag import LagMeter
+from msm.runtime.protocols.call import DEFAULT_PRIORITY
 from msm.runtime.protocols.tensors import Array
 from msm.runtime.signature import Signature, Tensor
 from msm.runtime.threads import Threads
+from msm.runtime.waiting import Job
 from tests.support.eventually import eventually
 
 SIGNATURE = Signature((Tensor("x", "FP64", (-1, 1)),), (Tensor("y", "FP64", (-1,)),))

@@ -13,6 +13,8 @@ from msm.runtime.protocols.tensors import Array
 MAX_ID: Final = 256
 MAX_NAME: Final = 256
 MAX_TENSORS: Final = 1_000
+DEFAULT_PRIORITY: Final = 5
+LEAST_URGENT: Final = 9
 MAX_TIMEOUT_S: Final = 86_400.0
 
 
@@ -34,7 +36,7 @@ class InferenceCall(msgspec.Struct, frozen=True):
     """A decoded inference request.
 
     `outputs` None means all outputs. `timeout_s` is the caller's own limit, if any. `binary` is the form of outputs
-    that do not say (REST only).
+    that do not say (REST only). Of two waiting requests the one with the smaller `priority` is run first.
     """
 
     id: str
@@ -42,6 +44,7 @@ class InferenceCall(msgspec.Struct, frozen=True):
     outputs: tuple[WantedOutput, ...] | None = None
     timeout_s: float | None = None
     binary: bool = False
+    priority: int = DEFAULT_PRIORITY
 
 
 def check_id(text: str) -> None:
@@ -80,7 +83,7 @@ def duplicate(what: str, name: str) -> InvalidInput:
 def timeout_of(parameters: Mapping[str, Any]) -> float | None:
     """The caller's own limit in seconds from the request parameter `timeout` (microseconds), or None.
 
-    Also checks the types of `priority` and `sequence_id`, which the worker ignores. Unknown parameters are allowed.
+    Also checks the types of `priority` and of `sequence_id`, which the worker ignores. Unknown ones are allowed.
     """
     for name, kinds in (("timeout", (int,)), ("priority", (int,)), ("sequence_id", (int, str))):
         value = parameters.get(name)
@@ -96,3 +99,17 @@ def timeout_of(parameters: Mapping[str, Any]) -> float | None:
             reason="invalid_parameter",
         )
     return float(min(timeout, int(MAX_TIMEOUT_S) * 1_000_000)) / 1e6
+
+
+def priority_of(parameters: Mapping[str, Any]) -> int:
+    """The urgency from the request parameter `priority`: 1 is run first, 9 last, 0 and none mean 5.
+
+    Larger numbers count as 9. To be called after `timeout_of`, which checks its type. Raises InvalidInput below 0.
+    """
+    priority: int = parameters.get("priority") or DEFAULT_PRIORITY
+    if priority < 0:
+        raise InvalidInput(
+            f"parameter 'priority' is {told(str(priority))}, it must be 0 or a level from 1 (first) to 9",
+            reason="invalid_parameter",
+        )
+    return min(priority, LEAST_URGENT)

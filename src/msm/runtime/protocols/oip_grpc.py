@@ -146,9 +146,12 @@ def decode(message: pb.ModelInferRequest, raws: Sequence[bytes | memoryview] | N
         inputs[name] = Sent(item.datatype, _raw(item, raws[index]) if raws else grpc_contents.read(item))
     if message.id:
         call.check_id(message.id)
-    timeout = call.timeout_of(_parameters(message.parameters)) if message.parameters else None
+    timeout, priority = None, call.DEFAULT_PRIORITY
+    if message.parameters:
+        parameters = _parameters(message.parameters)
+        timeout, priority = call.timeout_of(parameters), call.priority_of(parameters)
     outputs = _outputs(message.outputs) if message.outputs else None
-    return InferenceCall(message.id, inputs, outputs, timeout, binary=True)
+    return InferenceCall(message.id, inputs, outputs, timeout, binary=True, priority=priority)
 
 
 def _raw(item: pb.ModelInferRequest.InferInputTensor, raw: bytes | memoryview) -> Array:

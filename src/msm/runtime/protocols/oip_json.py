@@ -148,7 +148,7 @@ def _call(request: _Request, inputs: dict[str, Sent]) -> InferenceCall:
     parameters = request.parameters or {}
     outputs = _outputs(request.outputs) if request.outputs else None
     binary = _flag(parameters, "binary_data_output") or False
-    return InferenceCall(ident, inputs, outputs, call.timeout_of(parameters), binary)
+    return InferenceCall(ident, inputs, outputs, call.timeout_of(parameters), binary, call.priority_of(parameters))
 
 
 def _json_tensor(item: _Input, raw: msgspec.Raw, head: bytes, cut: _Cut | None) -> Array:

@@ -68,7 +68,9 @@ def decode(body: bytes, signature: Signature) -> InferenceCall:
     }
     _refuse_doubled(body, request, signature, found)
     parameters = request.parameters or {}
-    return InferenceCall("", inputs, timeout_s=call.timeout_of(parameters) if parameters else None)
+    if not parameters:
+        return InferenceCall("", inputs)
+    return InferenceCall("", inputs, timeout_s=call.timeout_of(parameters), priority=call.priority_of(parameters))
 
 
 def _parse(body: bytes) -> _Request:
