@@ -28,7 +28,7 @@ from msm.adapter.translate import (
 )
 from msm.adapter.upstream import AWAY, Reply
 from msm.http.head import headers_known
-from msm.http.server import Request, bytes_answer, json_answer
+from msm.http.request import Request, bytes_answer, json_answer
 from msm.kit.errors import DeadlineExceeded, Internal, InvalidInput, MsmError, NotFound, Unavailable, Unsupported
 from msm.kit.tasks import Tasks
 from msm.runtime import answers

@@ -15,7 +15,8 @@ from msm.adapter.hosts import Host, OwnServers, SharedServer
 from msm.adapter.processes import ServerProcess, end_leftovers
 from msm.adapter.repository import Repository
 from msm.adapter.spec import ServerSpec
-from msm.http.server import Listener, plain_refusal
+from msm.http.request import plain_refusal
+from msm.http.server import Listener
 from msm.kit.errors import MsmError
 from msm.kit.tasks import Tasks
 from msm.runtime.blackbox import BlackBox

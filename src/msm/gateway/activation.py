@@ -15,7 +15,8 @@ from typing import Final, Protocol
 from msm.gateway.answers import ErrorAnswer, error_answer, is_grpc
 from msm.gateway.local_replies import disguised
 from msm.http.head import headers_known
-from msm.http.server import Listener, Request, bytes_answer, plain_refusal
+from msm.http.request import Request, bytes_answer, plain_refusal
+from msm.http.server import Listener
 from msm.kit.errors import Internal, MsmError
 from msm.observe.logs import get_logger
 from msm.planning.activation import Activated, ActivationRequest

@@ -10,7 +10,7 @@ from functools import lru_cache
 import orjson
 
 from msm.http.openai_errors import error_object
-from msm.http.server import json_answer
+from msm.http.request import json_answer
 from msm.http.status import grpc_status, http_status, percent_encode, retry_after_s
 from msm.kit.errors import InvalidInput, MsmError
 from msm.runtime.batching import Outputs

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from msm.http.server import Request
+from msm.http.request import Request
 from msm.kit.errors import Internal, MsmError, Unavailable
 from msm.runtime.answers import Origin
 from msm.runtime.batching import Outputs

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from msm.http.server import Request, json_answer, plain_refusal
+from msm.http.request import Request, json_answer, plain_refusal
 from msm.kit.errors import InvalidInput, MsmError, NotFound
 from msm.kit.tasks import Tasks
 from msm.runtime import memory

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 import msm
 from msm.http.head import headers_known
-from msm.http.server import Request, json_answer
+from msm.http.request import Request, json_answer
 from msm.kit.errors import InvalidInput, MsmError, NotFound, Unavailable, Unsupported
 from msm.kit.tasks import Tasks
 from msm.runtime import answers

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from msm.http.server import Request
+from msm.http.request import Request
 from msm.kit.errors import Internal, InvalidInput, MsmError, Unsupported
 from msm.runtime import answers
 from msm.runtime.answers import Origin

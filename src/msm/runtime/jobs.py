@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msm.http.server import Request
+from msm.http.request import Request
 from msm.kit.errors import MsmError, Unavailable
 from msm.runtime import answers
 from msm.runtime.answers import Origin

@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from msm.http.openai_errors import error_object
-from msm.http.server import Request, json_answer
+from msm.http.request import Request, json_answer
 from msm.kit.errors import Internal, MsmError
 from msm.kit.tasks import Tasks
 from msm.runtime import answers

@@ -26,7 +26,8 @@ environment.set_up(threads="1")  # pools would be threads of the process that fo
 
 import msgspec  # noqa: E402
 
-from msm.http.server import Listener, Request, json_answer, plain_refusal  # noqa: E402
+from msm.http.request import Request, json_answer, plain_refusal  # noqa: E402
+from msm.http.server import Listener  # noqa: E402
 from msm.kit.errors import InvalidInput, MsmError, NotFound  # noqa: E402
 from msm.kit.tasks import Tasks  # noqa: E402
 from msm.runtime import formats, logs, memory  # noqa: E402

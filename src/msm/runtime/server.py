@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from msm.http.server import Listener, plain_refusal
+from msm.http.request import plain_refusal
+from msm.http.server import Listener
 from msm.kit.tasks import Tasks
 from msm.runtime import memory
 from msm.runtime.blackbox import BlackBox

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final, Protocol
 
 from msm.http.head import Head
-from msm.http.server import Request
+from msm.http.request import Request
 from msm.kit.errors import DeadlineExceeded, InvalidInput, MsmError
 from msm.kit.tasks import Tasks
 from msm.runtime import answers

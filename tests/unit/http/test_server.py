@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from msm.http.body import ChunkedBody, single_chunk
 from msm.http.head import headers_known, parse
-from msm.http.server import Connection, Listener, Request, json_answer, plain_refusal
+from msm.http.request import Request, json_answer, plain_refusal
+from msm.http.server import Connection, Listener
 from msm.kit.errors import InputTooLarge, InvalidInput
 
 

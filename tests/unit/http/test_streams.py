@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msm.http.head import Head
-from msm.http.server import Connection, Listener, Request, plain_refusal
+from msm.http.request import Request, plain_refusal
+from msm.http.server import Connection, Listener
 from tests.unit.http.test_server import Wire, chunked
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
