@@ -45,7 +45,7 @@ def main() -> int:
         wrong = show(cases, addresses["gateway"], home / "data")
         console.print(f"   took {time.monotonic() - began:.1f} s in all")
         console.print(f"[bold]Inference[/]  {addresses['gateway']}   (REST and gRPC)")
-        console.print(f"[bold]Dashboard and API[/]  {addresses['api']}   (token: msm token --show)")
+        console.print(f"[bold]API, status page[/]  {addresses['api']}   (token: msm token --show)")
         if wrong:
             console.print(f"[red]{wrong} answers were wrong[/]")
         elif not options.exit:
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--exit", action="store_true", help="stop the mesh after the show")
     parser.add_argument("--home", default=str(ROOT / ".msm"), help="where models and the mesh's data are kept")
     parser.add_argument("--gateway-port", default="8080", help="port for inference requests (0: any free one)")
-    parser.add_argument("--api-port", default="8081", help="port for the API and the dashboard (0: any free one)")
+    parser.add_argument("--api-port", default="8081", help="port for the API and the status page (0: any free one)")
     return parser.parse_args()
 
 
