@@ -71,7 +71,7 @@ def busy_worker(running: Mesh, *, requests: int) -> str:
 
     def busy() -> str | None:
         copies = running.node()["copies"]
-        return next((c["worker"] for c in copies if c["state"] == "Ready" and c["requests"] >= requests), None)
+        return next((c["worker"] for c in copies if c["state"] == "Ready" and c.get("requests", 0) >= requests), None)
 
     return eventually(busy, f"no copy has answered {requests} requests")
 
