@@ -167,6 +167,10 @@ class Agent:
         self._residents.lost_worker(worker.id, blame)
         self._tasks.start("publish workers", self._traffic.workers_changed())
 
+    def worker_gone(self, worker: Worker) -> None:
+        """From the supervisor: a place was given up. What waited for it to start needs another one."""
+        self._residents.attend_waiting()
+
     def _report(self, task: str, failure: BaseException) -> None:
         log.error("a task failed", task=task, exc_info=failure)
         self._journal.note("node", "TaskFailed", f"a task of the node failed: {task}", severity="error")

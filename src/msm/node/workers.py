@@ -39,6 +39,7 @@ class WorkerListener(Protocol):
 
     def worker_ready(self, worker: Worker, *, adopted: bool) -> None: ...
     def worker_lost(self, worker: Worker, blame: recovery.Blame) -> None: ...
+    def worker_gone(self, worker: Worker) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -410,6 +411,7 @@ class Workers:
             del self._workers[worker.id]
             self._loops.pop(worker.id, None)
             self._write_record()
+            self._listener.worker_gone(worker)
 
     def _write_record(self) -> None:
         """Small and rare (a start or an end of a process), hence on the loop."""
