@@ -88,7 +88,9 @@ def kill_one(path: Path, acknowledgements: int) -> dict[int, int]:
             lines.append(line)
     finally:
         child.kill()
-        rest, _ = child.communicate(timeout=CHILD_DEADLINE_S)
+        rest = child.stdout.read()  # not `communicate`: it passes over what `readline` has read ahead
+        child.stdout.close()
+        child.wait(CHILD_DEADLINE_S)
     if len(lines) < acknowledgements:
         raise RuntimeError(f"the writing process ended by itself with status {child.returncode}")
     whole = [line for line in (*lines, *rest.splitlines(keepends=True)) if line.endswith("\n")]
