@@ -170,6 +170,8 @@ def _version(path: str, version: VersionSpec) -> Iterator[Problem]:
         yield f"{path}.format", f"the format {shown(version.format)} is not allowed: {NAME_RULE}"
     if version.runtime is not None and not is_name(version.runtime):
         yield f"{path}.runtime", f"the runtime {shown(version.runtime)} is not allowed: {NAME_RULE}"
+    if version.runtime is not None and version.accelerate != "off":
+        yield f"{path}.accelerate", "only the built-in worker converts versions; leave it out beside runtime"
     if version.memory is not None and version.runtime is None:
         yield f"{path}.memory", "memory is measured for the built-in worker; only versions with a runtime declare it"
     yield from _parameters(f"{path}.parameters", version.parameters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -19,6 +20,8 @@ from typing import Any, Final, Generic, TypeVar
 from msm.kit.errors import Internal, MsmError
 from msm.runtime.blackbox import BlackBox
 from msm.runtime.formats.base import Cancelled, Steps, first_line
+
+log = logging.getLogger(__name__)
 
 WINDOW: Final = 16
 T = TypeVar("T")
@@ -252,8 +255,10 @@ class Feed(Generic[T]):
         finally:
             close = getattr(source, "aclose", None)
             if close is not None:
-                with contextlib.suppress(BaseException):
+                try:
                     await Blamed(close(), shell.blackbox, shell.label)
+                except BaseException:  # the outcome of the stream is known; only its end went wrong
+                    log.warning("the generator of the model failed when it was closed", exc_info=True)
             self._end(error)
 
 

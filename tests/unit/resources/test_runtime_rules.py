@@ -78,6 +78,14 @@ def test_a_version_cannot_declare_memory_that_is_measured_anyway() -> None:
         load(msgspec.json.encode(model))
 
 
+def test_a_version_of_a_runtime_cannot_be_converted() -> None:
+    version = {"name": "v1", "uri": "file:///m.skops", "runtime": "mlserver", "accelerate": "auto"}
+    model = {"apiVersion": "msm/v1", "kind": "Model", "metadata": {"name": "m"}, "spec": {"versions": [version]}}
+    with pytest.raises(InvalidInput, match="only the built-in worker converts") as refused:
+        load(msgspec.json.encode(model))
+    assert [path for path, _ in refused.value.problems] == ["$.spec.versions[0].accelerate"]
+
+
 @pytest.mark.parametrize(
     ("text", "count"), [("1", 1), ("5k", 5000), ("2Ki", 2048), ("512Mi", 512 << 20), ("3Gi", 3 << 30), ("1T", 10**12)]
 )

@@ -5,6 +5,7 @@ A format of this kind says how to tell its files and how to read one into a func
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,19 @@ class BoostedModel:
         return dict(zip(self._outputs, self._compute(inputs), strict=True))
 
 
-class BoostedFormat:
+class BoostedFormat(ABC):
     """Base of the formats: a subclass says what its files look like and how one is read."""
 
     name: str
     libraries: tuple[str, ...]
 
+    @abstractmethod
     def looks_like(self, file: Path) -> bool:
         """Whether a file is of this format, by its first bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, file: Path, options: LoadOptions) -> BoostedModel:
         """The model in a file. May raise ImportError; LoadFailed when the file is broken."""
-        raise NotImplementedError
 
     def sniff(self, path: Path) -> bool:
         return any(self.looks_like(file) for file in loose_files(path))
